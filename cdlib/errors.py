@@ -1,0 +1,42 @@
+"""The errors a user can cause, each one line that names the value, what was expected and what to do.
+
+The command line turns a `CdlibError` into that line on standard error and exit code 2; in Python it is a `ValueError`.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class CdlibError(ValueError):
+    """Bad input: a name, a shape, a file or a setting that cannot be used as given."""
+
+
+def unknown(kind: str, name: object, choices: Iterable[str], *, limit: int = 12) -> CdlibError:
+    """Return the error for a name that is not among `choices`, with the nearest one suggested.
+
+    Parameters
+    ----------
+    kind : str
+        What the name stands for, for example "model".
+    name : object
+        The value that was given.
+    choices : iterable of str
+        The names that are known.
+    limit : int, default 12
+        List the known names only if there are at most this many.
+
+    Returns
+    -------
+    CdlibError
+        To be raised by the caller, so that the traceback starts there.
+    """
+    known = sorted(choices)
+    near = difflib.get_close_matches(str(name), known, n=1, cutoff=0.5)
+    message = f"unknown {kind} {str(name)!r}"
+    if near:
+        message += f"; did you mean {near[0]!r}?"
+    if known and len(known) <= limit:
+        message += f" Known: {', '.join(known)}."
+    return CdlibError(message if message.endswith((".", "?")) else message + ".")

@@ -1,0 +1,293 @@
+"""Counts against formulas derived by hand, and against PyTorch's own counter."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+import torch
+import torchvision
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.flop_counter import FlopCounterMode
+
+import cdlib
+from cdlib.complexity import COLUMNS, in_units
+
+
+def totals(model: nn.Module, *shape: int) -> cdlib.Profile:
+    return cdlib.profile(model, torch.randn(2, *shape))
+
+
+# Each row: the layer, the shape of one sample, and (params, macs, activation bytes) worked out by hand.
+BY_HAND: list[tuple[str, nn.Module, tuple[int, ...], tuple[int, int, int]]] = [
+    # 16 filters of 3x5x5 with bias; (32 + 2*2 - 5)/1 + 1 = 32
+    ("conv2d", nn.Conv2d(3, 16, 5, padding=2), (3, 32, 32), (16 * 75 + 16, 32 * 32 * 16 * 75, 4 * 16 * 32 * 32)),
+    # (32 + 2 - 3)//2 + 1 = 16
+    ("strided", nn.Conv2d(8, 4, 3, 2, 1, bias=False), (8, 32, 32), (4 * 72, 16 * 16 * 4 * 72, 4 * 4 * 256)),
+    # every filter sees 8/4 = 2 input channels
+    ("grouped", nn.Conv2d(8, 12, 3, padding=1, groups=4), (8, 6, 6), (12 * 18 + 12, 36 * 12 * 18, 4 * 12 * 36)),
+    ("depthwise", nn.Conv2d(8, 8, 7, padding=3, groups=8), (8, 10, 10), (8 * 49 + 8, 100 * 8 * 49, 4 * 8 * 100)),
+    # a dilated 3-kernel spans 5: 10 - 5 + 1 = 6
+    ("dilated", nn.Conv2d(2, 3, 3, dilation=2), (2, 10, 10), (3 * 18 + 3, 36 * 3 * 18, 4 * 3 * 36)),
+    # every one of the 5*5*4 inputs is spread over 6*2*2 outputs; (5 - 1)*2 + 2 = 10
+    ("transposed", nn.ConvTranspose2d(4, 6, 2, 2), (4, 5, 5), (4 * 24 + 6, 25 * 4 * 24, 4 * 6 * 100)),
+    ("transposed, grouped", nn.ConvTranspose2d(4, 6, 2, 2, groups=2), (4, 5, 5), (4 * 12 + 6, 25 * 4 * 12, 4 * 600)),
+    ("conv1d", nn.Conv1d(4, 6, 3), (4, 20), (6 * 12 + 6, 18 * 6 * 12, 4 * 6 * 18)),
+    ("conv3d", nn.Conv3d(2, 5, 3), (2, 6, 7, 8), (5 * 54 + 5, 4 * 5 * 6 * 5 * 54, 4 * 5 * 120)),
+    ("linear", nn.Linear(10, 7), (10,), (77, 70, 28)),
+    ("linear on 3-D input", nn.Linear(10, 7), (9, 10), (77, 9 * 70, 9 * 28)),
+    ("batch norm", nn.BatchNorm2d(8), (8, 4, 4), (16, 0, 4 * 8 * 16)),
+    ("ReLU in place", nn.ReLU(inplace=True), (8, 4, 4), (0, 0, 0)),
+    ("flatten", nn.Flatten(), (8, 4, 4), (0, 0, 0)),
+    ("max pooling", nn.MaxPool2d(2), (8, 4, 4), (0, 0, 4 * 8 * 4)),
+]
+
+
+@pytest.mark.parametrize(("model", "shape", "expected"), [row[1:] for row in BY_HAND], ids=[row[0] for row in BY_HAND])
+def test_layer_kinds_by_hand(model: nn.Module, shape: tuple[int, ...], expected: tuple[int, int, int]) -> None:
+    profile = totals(model, *shape)
+    assert (profile.params, profile.macs, profile.activation_bytes) == expected
+    assert profile.flops == 2 * profile.macs and profile.weight_bytes == 4 * profile.params
+    assert all(type(getattr(profile, column)) is int for column in COLUMNS)
+
+
+def test_attention_by_hand() -> None:
+    """10 tokens of width 32 in 4 heads of 8: three projections in, one out, and two products of 4 x (10 x 8 x 10)."""
+    profile = cdlib.profile(nn.MultiheadAttention(32, 4, batch_first=True), (torch.randn(2, 10, 32),) * 3)
+    assert profile.params == 4 * (32 * 32 + 32)
+    assert profile.macs == 4 * 10 * 32 * 32 + 2 * 4 * 10 * 10 * 8
+    assert profile.layers.loc["out_proj", "macs"] == 10 * 32 * 32, "the output projection is a row of its own"
+
+
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
+def test_counts_are_the_same_when_the_network_must_run_on_numbers() -> None:
+    """Then PyTorch would take its fused path through a transformer layer, where no product can be seen."""
+
+    class DependsOnNumbers(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.TransformerEncoderLayer(32, 4, 64, batch_first=True)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.layer(x) if x.sum() != 0 else x
+
+    x = torch.ones(2, 10, 32)
+    expected = 4 * 10 * 32 * 32 + 2 * 4 * 10 * 10 * 8 + 2 * 10 * 32 * 64
+    model = DependsOnNumbers()
+    assert cdlib.profile(model, x).macs == cdlib.profile(model.layer, x).macs == expected
+
+
+def test_counts_inference_whatever_mode_the_network_is_in() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 4, 8), nn.BatchNorm2d(4), nn.Dropout(), nn.Flatten(), nn.Linear(4, 2))
+    assert totals(model.train(), 3, 8, 8).totals() == totals(model.eval(), 3, 8, 8).totals()
+    assert "2" not in totals(model.train(), 3, 8, 8).layers.index, "dropout does nothing at inference"
+
+
+def test_fused_attention_with_other_widths() -> None:
+    class Attend(nn.Module):
+        def forward(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+            return F.scaled_dot_product_attention(q, k, v)
+
+    q, k, v = torch.randn(2, 3, 5, 8), torch.randn(2, 3, 7, 8), torch.randn(2, 3, 7, 6)
+    profile = cdlib.profile(Attend(), (q, k, v))
+    assert profile.macs == 3 * 5 * 7 * 8 + 3 * 5 * 7 * 6 and profile.activation_bytes == 4 * 3 * 5 * 6
+
+
+@pytest.mark.parametrize(
+    ("product", "macs"),
+    [
+        (lambda x: torch.einsum("nij,nkj->nik", x, x), 4 * 5 * 4),
+        (lambda x: x @ x.transpose(1, 2), 4 * 5 * 4),
+        (lambda x: torch.baddbmm(x.new_zeros(1, 4, 4), x, x.mT), 4 * 5 * 4),
+        (lambda x: torch.addbmm(x.new_zeros(4, 4), x, x.mT), 4 * 5 * 4),
+        (lambda x: x[0] @ x[0, 0], 4 * 5),
+    ],
+    ids=["einsum", "matmul", "baddbmm", "addbmm", "matrix-vector"],
+)
+def test_matrix_products_of_activations(product: Any, macs: int) -> None:
+    class Product(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return product(x)
+
+    assert cdlib.profile(Product(), torch.randn(1, 4, 5)).macs == macs
+
+
+def test_shared_layer_counts_its_work_twice_and_its_parameters_once() -> None:
+    conv = nn.Conv2d(4, 4, 3, padding=1)
+    profile = totals(nn.Sequential(conv, nn.ReLU(), conv), 4, 6, 6)
+    assert profile.params == 4 * 36 + 4 and profile.macs == 2 * 36 * 4 * 36
+    assert list(profile.layers.index) == ["0", "1"] and profile.layers.loc["0", "macs"] == profile.macs
+
+
+def test_tied_weights_count_once() -> None:
+    model = nn.Sequential(nn.Linear(6, 6, bias=False), nn.Linear(6, 6, bias=False))
+    model[1].weight = model[0].weight
+    assert totals(model, 6).params == 36 and totals(model, 6).macs == 72
+
+
+def test_functional_network_has_a_row_for_each_weight() -> None:
+    class Functional(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second = nn.Parameter(torch.randn(4, 3, 3, 3)), nn.Parameter(torch.randn(5, 4, 1, 1))
+            self.unused = nn.Parameter(torch.zeros(7))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return F.conv2d(F.relu(F.conv2d(x, self.first)), self.second)
+
+    layers = totals(Functional(), 3, 8, 8).layers
+    assert dict(layers["macs"]) == {"first": 36 * 4 * 27, "(network)": 0, "second": 36 * 5 * 4}
+    assert dict(layers["params"]) == {"first": 108, "(network)": 7, "second": 20}
+    assert dict(layers["nonzero_params"]) == {"first": 108, "(network)": 0, "second": 20}
+    assert dict(layers["kind"]) == {"first": "conv2d", "(network)": "Functional", "second": "conv2d"}
+
+
+def test_nonzeros_fall_when_weights_are_zeroed_and_nothing_else_does() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3))
+    nn.init.constant_(model[0].bias, 1.0)
+    before = totals(model, 3, 8, 8)
+    with torch.no_grad():
+        model[0].weight[:4] = 0
+    after = totals(model, 3, 8, 8)
+    assert before.nonzero_params is not None and after.nonzero_params == before.nonzero_params - 4 * 27
+    assert {k: v for k, v in after.totals().items() if k != "nonzero_params"} == {
+        k: v for k, v in before.totals().items() if k != "nonzero_params"
+    }
+
+
+@pytest.mark.parametrize("batch", [1, 2, 7])
+def test_does_not_depend_on_the_batch_size(batch: int) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 8, 3, 2), nn.BatchNorm2d(8), nn.ReLU(), nn.Flatten(), nn.Linear(72, 5))
+    profile = cdlib.profile(model, torch.randn(batch, 3, 8, 8))
+    reference = cdlib.profile(model, torch.randn(1, 3, 8, 8))
+    assert profile.totals() == reference.totals() and profile.layers.equals(reference.layers)
+
+
+def test_batch_in_another_dimension_or_none() -> None:
+    lstm = nn.LSTM(5, 7)  # time first
+    one = 11 * 4 * 7 * (5 + 7)
+    assert cdlib.profile(lstm, torch.randn(11, 3, 5), batch_dim=1).macs == one
+    assert cdlib.profile(nn.Linear(5, 7), torch.randn(5), batch_dim=None).macs == 35
+    with pytest.raises(cdlib.CdlibError, match="batch_dim=None keeps it whole"):
+        cdlib.profile(nn.Linear(5, 7), torch.randn(5))
+
+
+def test_peak_of_a_chain_is_its_largest_neighbours() -> None:
+    """3x8x8 -> 16x8x8 -> 4x8x8: the second layer reads 16 maps while it writes 4."""
+    profile = totals(nn.Sequential(nn.Conv2d(3, 16, 3, padding=1), nn.Conv2d(16, 4, 3, padding=1)), 3, 8, 8)
+    assert profile.peak_activation_bytes == 4 * 64 * (16 + 4)
+    assert list(profile.timeline["live_bytes"]) == [4 * 64 * (3 + 16), 4 * 64 * (16 + 4)]
+
+
+def test_peak_counts_what_a_shortcut_keeps_alive() -> None:
+    class Residual(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.expand, self.project = nn.Conv2d(4, 16, 1), nn.Conv2d(16, 4, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return x + self.project(self.expand(x).relu_())
+
+    profile = totals(Residual(), 4, 8, 8)
+    live = [4 * 64 * maps for maps in (4 + 16, 4 + 16, 4 + 16 + 4, 4 + 4 + 4)]
+    assert list(profile.timeline["operator"]) == ["convolution", "relu_", "convolution", "add"]
+    assert list(profile.timeline["live_bytes"]) == live and profile.peak_activation_bytes == max(live)
+
+
+def test_peak_keeps_the_base_of_a_view_and_what_is_returned() -> None:
+    class Views(nn.Module):
+        def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+            doubled = x * 2
+            half = doubled[:, :2]
+            return half + 1, doubled.flatten(1).exp()
+
+    profile = totals(Views(), 4, 4)
+    size = 4 * 16
+    assert list(profile.timeline["live_bytes"]) == [2 * size, size + size // 2, size + size // 2 + size]
+
+
+def test_bytes_follow_the_data_type() -> None:
+    model = nn.Linear(8, 4).bfloat16()
+    profile = cdlib.profile(model, torch.randn(1, 8, dtype=torch.bfloat16))
+    assert profile.weight_bytes == 2 * 36 and profile.activation_bytes == 8
+
+
+@pytest.mark.filterwarnings("ignore:torch.ao.quantization is deprecated", "ignore::DeprecationWarning")
+def test_packed_int8_modules_count_with_their_weights() -> None:
+    model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.Flatten(), nn.Linear(16, 8), nn.ReLU(), nn.Linear(8, 3))
+    before = totals(model, 1, 4, 4)
+    after = totals(torch.ao.quantization.quantize_dynamic(model, {nn.Linear}), 1, 4, 4)
+    assert sum(p.numel() for p in model.parameters()) == before.params == after.params
+    assert after.macs == before.macs
+    assert after.weight_bytes == 4 * 40 + (128 + 4 * 8) + (24 + 4 * 3), "float convolution, int8 weights, float biases"
+    assert after.layers.loc["2", "params"] == 136 and after.layers.loc["4", "macs"] == 24
+    half = totals(torch.ao.quantization.quantize_dynamic(model, {nn.Linear}, dtype=torch.float16), 1, 4, 4)
+    assert half.params == before.params and half.weight_bytes == 4 * 40 + (2 * 128 + 4 * 8) + (2 * 24 + 4 * 3)
+    with pytest.raises(cdlib.CdlibError, match="profile the float network"):
+        cdlib.profile(torch.ao.quantization.quantize_dynamic(nn.Sequential(nn.LSTM(4, 4))), torch.randn(1, 3, 4))
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_statically_quantised_convolution_counts_as_the_float_one() -> None:
+    net = nn.Sequential(torch.ao.quantization.QuantStub(), nn.Conv2d(4, 6, 3, groups=2), nn.ReLU()).eval()
+    expected = totals(net, 4, 8, 8)
+    net.qconfig = torch.ao.quantization.default_qconfig  # type: ignore[assignment]
+    prepared = torch.ao.quantization.prepare(torch.ao.quantization.fuse_modules(net, [["1", "2"]]))
+    prepared(torch.randn(1, 4, 8, 8))
+    quantised = totals(torch.ao.quantization.convert(prepared), 4, 8, 8)
+    assert (quantised.params, quantised.macs) == (expected.params, expected.macs) == (6 * 18 + 6, 36 * 6 * 18)
+    assert quantised.weight_bytes == 6 * 18 + 4 * 6 and quantised.layers.loc["1", "activation_bytes"] == 6 * 36
+
+
+def test_meta_network_is_counted_without_memory() -> None:
+    with torch.device("meta"):
+        model = torchvision.models.convnext_large()
+    profile = cdlib.profile(model, torch.empty(1, 3, 224, 224, device="meta"))
+    assert profile.params == torchvision.models.ConvNeXt_Large_Weights.DEFAULT.meta["num_params"]
+    assert profile.nonzero_params is None and "unknown" in str(profile)
+
+
+# One network of every family whose module code differs; benchmarks/profilers.py does all of them.
+FAMILIES = """alexnet convnext_tiny densenet121 efficientnet_b0 googlenet inception_v3 maxvit_t mnasnet0_5 mobilenet_v2
+mobilenet_v3_small regnet_x_400mf regnet_y_400mf resnet18 resnet50 resnext50_32x4d shufflenet_v2_x0_5 squeezenet1_0
+swin_t swin_v2_t vgg11_bn vit_b_32""".split()
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_equals_half_of_torchs_flop_counter_and_the_published_counts(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    for initialiser in ("trunc_normal_", "kaiming_normal_", "normal_", "xavier_uniform_", "kaiming_uniform_"):
+        monkeypatch.setattr(nn.init, initialiser, lambda tensor, *args, **kwargs: tensor)  # values do not matter here
+    kwargs = {"init_weights": False} if name in ("googlenet", "inception_v3") else {}
+    model = torchvision.models.get_model(name, **kwargs).eval()
+    weights = torchvision.models.get_model_weights(name).DEFAULT  # type: ignore[attr-defined]
+    size = {"maxvit_t": 224, "swin_v2_t": 256, "inception_v3": 299}.get(name, 224)
+    x = torch.empty(1, 3, size, size, device="meta")
+    profile = cdlib.profile(model, x)
+    # with gradients on, so that attention takes the same path as ours: the fused one is invisible to the counter
+    with FlopCounterMode(display=False) as counter:
+        model.to("meta")(x)
+    assert 2 * profile.macs == profile.flops == counter.get_total_flops()
+    assert profile.params == sum(p.numel() for p in model.parameters())
+    if name not in ("googlenet", "inception_v3"):  # published without their auxiliary heads
+        assert profile.params == weights.meta["num_params"]
+    for column in ("params", "nonzero_params", "macs", "flops", "weight_bytes", "activation_bytes"):
+        assert profile.layers[column].sum() == getattr(profile, column)
+    assert profile.layers["peak_activation_bytes"].max() == profile.peak_activation_bytes
+
+
+def test_text_names_its_units() -> None:
+    text = str(totals(nn.Conv2d(3, 16, 3), 3, 32, 32))
+    assert "FLOPs = 2 x MACs: 777.6 k" in text and "activations: 57.6 kB" in text
+    assert [in_units(n, "B") for n in (999, 1_000, 27_827_818, 5_000_000_000)] == ["999 B", "1 kB", "27.83 MB", "5 GB"]
+
+
+def test_import_is_light() -> None:
+    """`import cdlib` needs torch, numpy and pandas, and nothing that the extras bring."""
+    code = "import sys, cdlib; print(*{m.partition('.')[0] for m in sys.modules})"
+    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+    extras = {"torchvision", "timm", "accelerate", "sklearn", "scipy", "matplotlib", "typer", "rich", "papermill"}
+    assert not extras & set(loaded)

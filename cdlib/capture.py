@@ -150,6 +150,7 @@ class _Recorder(TorchDispatchMode):
         self._values: dict[int, Value] = {}
         self._storages: dict[int, int] = {}
         self._twins: dict[int, Tensor] = {}
+        self._seen: dict[Any, Any] = {}
         for name, parameter in model.named_parameters(remove_duplicate=False):
             self._new(parameter, "parameter", name)
         for name, buffer in model.named_buffers(remove_duplicate=False):
@@ -208,8 +209,30 @@ class _Recorder(TorchDispatchMode):
         if self.graph.on_meta and any(t.is_meta for t in tensors((args, kwargs))):
             args, kwargs = map_tensors(self._twin, (args, kwargs))
             kwargs = {k: torch.device("meta") if k == "device" and v is not None else v for k, v in kwargs.items()}
-        result = func(*args, **kwargs)
+            result = self._shapes_of(func, args, kwargs)
+        else:
+            result = func(*args, **kwargs)
         self.record(func, args, kwargs, result)
+        return result
+
+    def _shapes_of(self, func: Any, args: Any, kwargs: Any) -> Any:
+        """Run an operator on meta tensors, or repeat what it gave for the same shapes before.
+
+        PyTorch works out shapes in Python, which takes most of a capture; networks repeat their blocks.
+        """
+        if torch.Tag.pointwise in func.tags and func._schema.is_mutable and "out" not in kwargs:
+            return args[0]  # in place, element by element: nothing but numbers changes
+        if func._schema.is_mutable or any(returned.alias_info for returned in func._schema.returns):
+            return func(*args, **kwargs)
+        if func in _LIKE_INPUT:
+            return torch.empty_like(args[0])
+        if func is torch.ops.aten.native_batch_norm.default and not args[5]:  # at inference it saves no statistics
+            return torch.empty_like(args[0]), args[0].new_empty(0), args[0].new_empty(0)
+        key = (func, _key(args), _key(kwargs))
+        if key in self._seen:
+            return map_tensors(_Shape.empty, self._seen[key], _Shape)
+        result = func(*args, **kwargs)
+        self._seen[key] = map_tensors(_Shape, result)
         return result
 
     def attention(self, function: Any, query: Tensor, key: Tensor, value: Tensor, *args: Any, **kwargs: Any) -> Tensor:
@@ -241,6 +264,34 @@ class _Recorder(TorchDispatchMode):
         view = Value(fresh.index, fresh.shape, fresh.dtype, fresh.storage, fresh.storage_bytes, base.kind, base.name)
         self._values[id(t)] = self.graph.values[fresh.index] = view
         return view
+
+
+# Activation functions and normalisation have an output like their input; PyTorch takes up to milliseconds to find out.
+_LIKE_INPUT = {
+    getattr(torch.ops.aten, name).default
+    for name in ("relu", "gelu", "silu", "hardswish", "hardsigmoid", "hardtanh", "leaky_relu", "sigmoid", "tanh")
+}
+
+
+class _Shape:
+    """What is left of a meta tensor when its identity is taken away."""
+
+    def __init__(self, t: Tensor) -> None:
+        self.size, self.stride, self.dtype = t.size(), t.stride(), t.dtype
+
+    def empty(self) -> Tensor:
+        return torch.empty_strided(self.size, self.stride, dtype=self.dtype, device="meta")
+
+
+def _key(tree: Any) -> Any:
+    """Arguments as a dictionary key: tensors by shape, numbers together with their type."""
+    if isinstance(tree, Tensor):
+        return tree.size(), tree.stride(), tree.dtype
+    if isinstance(tree, tuple | list):
+        return tuple(_key(item) for item in tree)
+    if isinstance(tree, dict):
+        return tuple((name, _key(item)) for name, item in tree.items())
+    return type(tree), tree
 
 
 def _to_meta(t: Tensor) -> Tensor:

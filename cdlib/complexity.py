@@ -27,7 +27,7 @@ from torch import nn
 
 from cdlib.capture import ExampleInput, capture
 from cdlib.graph import Graph
-from cdlib.layers import COLUMNS, does_work, layer_names, layer_table
+from cdlib.layers import COLUMNS, layer_names, layer_table
 
 
 @dataclass(frozen=True, eq=False)
@@ -132,7 +132,7 @@ def profile(model: nn.Module, example_input: ExampleInput, *, batch_dim: int | N
         made[start] += size
     layers = layer_table(model, graph, names, made, live)
     timeline = pd.DataFrame(
-        [(op.name, names[op.index], live[op.index]) for op in graph.ops if does_work(op)],
+        [(op.name, names[op.index], live[op.index]) for op in graph.ops if op.does_work],
         columns=["operator", "layer", "live_bytes"],
     )
     totals = {column: int(layers[column].sum()) for column in COLUMNS}

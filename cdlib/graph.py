@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, Literal
 
 import torch
@@ -86,10 +87,16 @@ class Op:
         """The operator's name without namespace and overload, for example ``convolution``."""
         return str(self.target.__name__).split(".")[0]
 
-    @property
+    @cached_property
     def inputs(self) -> tuple[Value, ...]:
         """The tensors it reads, in the order of the arguments."""
         return tuple(leaf for leaf in leaves((self.args, self.kwargs)) if isinstance(leaf, Value))
+
+    @cached_property
+    def does_work(self) -> bool:
+        """Whether it computes something, in place or not, instead of looking at a tensor in another shape."""
+        read = {value.storage for value in self.inputs}
+        return self.target._schema.is_mutable or any(value.storage not in read for value in self.outputs)
 
 
 @dataclass(eq=False)
@@ -110,11 +117,19 @@ class Graph:
 
 def leaves(tree: Any) -> list[Any]:
     """Everything inside nested tuples, lists and dictionaries, in order."""
-    if isinstance(tree, tuple | list):
-        return [leaf for item in tree for leaf in leaves(item)]
+    found: list[Any] = []
+    _collect(tree, found)
+    return found
+
+
+def _collect(tree: Any, found: list[Any]) -> None:
     if isinstance(tree, dict):
-        return [leaf for item in tree.values() for leaf in leaves(item)]
-    return [tree]
+        tree = tree.values()
+    elif not isinstance(tree, (tuple, list)):
+        found.append(tree)
+        return
+    for item in tree:
+        _collect(item, found)
 
 
 def tensors(tree: Any) -> list[Tensor]:
@@ -122,17 +137,17 @@ def tensors(tree: Any) -> list[Tensor]:
     return [leaf for leaf in leaves(tree) if isinstance(leaf, Tensor)]
 
 
-def map_tensors(function: Callable[[Tensor], Any], tree: Any) -> Any:
-    """The same nest of tuples, lists and dictionaries with `function` applied to its tensors.
+def map_tensors(function: Callable[[Any], Any], tree: Any, kind: type = Tensor) -> Any:
+    """The same nest of tuples, lists and dictionaries with `function` applied to its tensors (or leaves of `kind`).
 
-    PyTorch's own tree functions know many more containers and take half of the time of a capture.
+    PyTorch's own tree functions know many more containers and took half of the time of a capture.
     """
-    if isinstance(tree, Tensor):
+    if isinstance(tree, kind):
         return function(tree)
     if isinstance(tree, tuple) and hasattr(tree, "_fields"):
-        return type(tree)(*(map_tensors(function, item) for item in tree))
+        return type(tree)(*(map_tensors(function, item, kind) for item in tree))
     if isinstance(tree, tuple | list):
-        return type(tree)(map_tensors(function, item) for item in tree)
+        return type(tree)(map_tensors(function, item, kind) for item in tree)
     if isinstance(tree, dict):
-        return {key: map_tensors(function, item) for key, item in tree.items()}
+        return {key: map_tensors(function, item, kind) for key, item in tree.items()}
     return tree

@@ -58,12 +58,6 @@ def layer_names(graph: Graph) -> list[str]:
     return [own_names.get(op.index, op.module) for op in graph.ops]
 
 
-def does_work(op: Op) -> bool:
-    """Whether the operator computes something, in place or not, instead of looking at a tensor in another shape."""
-    read = {value.storage for value in op.inputs}
-    return op.target._schema.is_mutable or any(value.storage not in read for value in op.outputs)
-
-
 def layer_table(
     model: nn.Module, graph: Graph, names: list[str], made: dict[int, int], live: list[int]
 ) -> pd.DataFrame:
@@ -83,7 +77,7 @@ def layer_table(
     """
     rows: dict[str, dict[str, Any]] = {}
     for op in graph.ops:
-        if does_work(op):
+        if op.does_work:
             row = rows.setdefault(names[op.index], _empty_row(names[op.index], graph, op))
             row["output_shape"] = op.outputs[0].shape if op.outputs else ()
             row["macs"] += macs_of(op)
@@ -113,7 +107,7 @@ def _layers_of_parameters(graph: Graph, names: list[str]) -> dict[str, str]:
     """Return, for each parameter, the layer of the first operator that computes with it."""
     layer_of: dict[str, str] = {}
     for op in graph.ops:
-        if does_work(op):
+        if op.does_work:
             for value in op.inputs:
                 if value.kind == "parameter":
                     layer_of.setdefault(value.name, names[op.index])

@@ -1,0 +1,278 @@
+"""The records of the study: small JSON files, one a run, named by what was run, never overwritten.
+
+A record holds the experiment, its parameters and seed, the metrics, the wall time and the provenance (see
+`cdlib.study.run`, which makes them). It lies at ``FOLDER/EXPERIMENT/KEY.json`` and is either whole or absent, whatever
+happened to its writer.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import re
+import tempfile
+import uuid
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from cdlib.errors import CdlibError
+from cdlib.study.values import canonical, checked
+
+Record = dict[str, Any]
+
+FIELDS = ("key", "experiment", "parameters", "seed", "metrics", "wall_s", "provenance")
+ORIGIN = ("date", "commit", "dirty", "command", "versions", "machine", "data", "resumed")
+LAST = ("wall_s", "machine", "commit", "date")  # the columns that close the table of records
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
+
+
+def folder() -> Path:
+    """Return the folder of the records: ``$CDLIB_RESULTS``, else ``results/`` of the checkout one is in.
+
+    Raises
+    ------
+    CdlibError
+        If the variable is not set and no folder from the current one upwards holds a ``_config.yml``.
+    """
+    if given := os.environ.get("CDLIB_RESULTS"):
+        return Path(given).expanduser().absolute()
+    here = Path.cwd()
+    for place in (here, *here.parents):
+        if (place / "_config.yml").is_file():
+            return place / "results"
+    raise CdlibError(
+        f"no results folder: no _config.yml in {here} or above; run inside the checkout or set CDLIB_RESULTS."
+    )
+
+
+def key(experiment: str, parameters: Mapping[str, Any], seed: int) -> str:
+    """Return the name of a run: the first 16 hex digits of the SHA-256 of what was run, as canonical JSON.
+
+    Canonical means sorted keys, no spaces, lists for tuples, and whole floats written as integers: ``1`` and ``1.0``
+    are the same parameter, since YAML, JSON and command lines do not keep them apart. ``true`` and ``1`` differ.
+
+    Parameters
+    ----------
+    experiment : str
+        Letters, digits, ``_``, ``-`` and ``.``; it names a folder.
+    parameters : mapping
+        JSON values under string keys.
+    seed : int
+        From 0 to 2^63 - 1.
+
+    Returns
+    -------
+    str
+
+    Raises
+    ------
+    CdlibError
+        If one of them cannot be recorded.
+    """
+    if not isinstance(experiment, str) or not _NAME.fullmatch(experiment):
+        raise CdlibError(
+            f"experiment {experiment!r} names a folder; use letters, digits, '_', '-' and '.', a letter or digit first."
+        )
+    if type(seed) is not int or not 0 <= seed < 2**63:
+        raise CdlibError(f"seed is {seed!r}; give a whole number from 0 to 2^63 - 1.")
+    what = {"experiment": experiment, "parameters": checked(parameters, "parameters"), "seed": seed}
+    text = json.dumps(canonical(what), sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def find(experiment: str, parameters: Mapping[str, Any], seed: int, results: Path | None = None) -> Record | None:
+    """Return the record of a run, or None if there is none. `results` is the folder, default `folder()`."""
+    path = _path(results, experiment, key(experiment, parameters, seed))
+    return read(path) if path.exists() else None
+
+
+def read(path: Path) -> Record:
+    """Return the record in a file.
+
+    Raises
+    ------
+    CdlibError
+        If the file cannot be read, is no whole record, or does not belong under its name.
+    """
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"), parse_constant=_no_constant)
+        _validate(record)
+        place = f"{record['experiment']}/{record['key']}.json"
+        if path.parts[-2:] != tuple(place.split("/")):
+            raise ValueError(f"it belongs at {place}")
+    except OSError as error:
+        raise CdlibError(f"cannot read the record {path}: {error.strerror}.") from error
+    except ValueError as error:  # not a record, not JSON, or not even text
+        reason = str(error).rstrip(".")
+        raise CdlibError(f"{path} is not a record: {reason}; restore it from version control or delete it.") from error
+    return record
+
+
+def write(record: Mapping[str, Any], results: Path | None = None) -> Path:
+    """Write a record for good.
+
+    Of several writers of one record exactly one succeeds, and a reader sees a whole file or none.
+
+    Parameters
+    ----------
+    record : mapping
+        With all `FIELDS`.
+    results : Path, optional
+        The folder of the records; default `folder()`.
+
+    Returns
+    -------
+    Path
+        The new file.
+
+    Raises
+    ------
+    FileExistsError
+        If the run is recorded already.
+    CdlibError
+        If the record is not fit to be written or the folder cannot be written to.
+    """
+    record = checked(record, "record")
+    _validate(record)
+    path = _path(results, record["experiment"], record["key"])
+    check_writable(path.parent)
+    temporary = path.with_name(f".{path.stem}.{uuid.uuid4().hex}.tmp")
+    try:
+        with open(temporary, "x", encoding="utf-8") as file:
+            file.write(json.dumps({name: record[name] for name in FIELDS}, indent=2, ensure_ascii=False) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+        _place(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    for stale in path.parent.glob(f".{path.stem}.*.tmp"):  # of writers that were killed, or that have lost by now
+        with contextlib.suppress(OSError):
+            stale.unlink()
+    _sync(path.parent)
+    return path
+
+
+def check_writable(place: Path) -> None:
+    """Make a folder if need be and raise `CdlibError` unless files can be written there."""
+    try:
+        place.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=place):
+            pass
+    except OSError as error:
+        raise CdlibError(
+            f"cannot write to {place}: {error.strerror}; choose another folder (CDLIB_RESULTS)."
+        ) from error
+
+
+def load(results: Path | None = None, experiment: str | None = None) -> pd.DataFrame:
+    """Return the records as a table, a row each, sorted by experiment, parameters and seed.
+
+    Parameters
+    ----------
+    results : Path, optional
+        The folder of the records; default `folder()`. One that does not exist holds none.
+    experiment : str, optional
+        Only this one.
+
+    Returns
+    -------
+    pandas.DataFrame
+        Index `key`. Columns: `experiment`, `seed`, a column per parameter, a column per metric, `wall_s`, `machine`,
+        `commit`, `date`. Nested values have dotted names (``recipe.lr``). A name that a parameter shares with a metric
+        or with one of the fixed columns is written ``parameters.NAME``, ``metrics.NAME``.
+
+    Raises
+    ------
+    CdlibError
+        If a file in the folder is no record.
+    """
+    results = results or folder()
+    patterns = [f"{experiment}/*.json"] if experiment else ["*.json", "*/*.json"]  # a stray file is an error, not a run
+    records = [read(path) for pattern in patterns for path in sorted(results.glob(pattern))]
+    records.sort(key=lambda r: (r["experiment"], json.dumps(canonical(r["parameters"]), sort_keys=True), r["seed"]))
+    given = [dict(_flat(record["parameters"])) for record in records]
+    found = [dict(_flat(record["metrics"])) for record in records]
+    shared = set().union(*given) & set().union(*found)
+    clash = shared | {"key", "experiment", "seed", *LAST}
+    given = [_renamed(values, clash, "parameters") for values in given]
+    found = [_renamed(values, clash, "metrics") for values in found]
+    rows = [
+        {"experiment": record["experiment"], "seed": record["seed"], **one, **other, **_closing(record)}
+        for record, one, other in zip(records, given, found, strict=True)
+    ]
+    middle = dict.fromkeys([name for values in (*given, *found) for name in values])
+    frame = pd.DataFrame(rows, index=pd.Index([record["key"] for record in records], name="key", dtype=str))
+    return frame.reindex(columns=["experiment", "seed", *middle, *LAST])
+
+
+def _path(results: Path | None, experiment: str, name: str) -> Path:
+    return (results or folder()) / experiment / f"{name}.json"
+
+
+def _validate(record: Any) -> None:
+    """Raise `CdlibError` unless `record` has all fields of a record and its own key."""
+    fields = record if isinstance(record, dict) else {}
+    missing = [name for name in FIELDS if name not in fields]
+    origin = fields.get("provenance")
+    missing += [f"provenance.{name}" for name in ORIGIN if not isinstance(origin, dict) or name not in origin]
+    if not missing and not isinstance(record["provenance"]["machine"], dict):
+        missing = ["provenance.machine.cpu"]
+    if missing:
+        raise CdlibError(f"it lacks {', '.join(missing)}")
+    if record["key"] != key(record["experiment"], record["parameters"], record["seed"]):
+        raise CdlibError(f"its key {record['key']} is not that of its experiment, parameters and seed")
+    checked(record["metrics"], "metrics")
+
+
+def _place(temporary: Path, path: Path) -> None:
+    """Give a finished file its name unless that is taken: a hard link is refused where a rename would overwrite."""
+    try:
+        os.link(temporary, path)
+    except FileExistsError:
+        raise FileExistsError(f"already recorded: {path}") from None
+    except OSError:  # a file system without hard links (FAT, some network drives): next best, a moment's gap
+        if path.exists():
+            raise FileExistsError(f"already recorded: {path}") from None
+        os.rename(temporary, path)
+
+
+def _sync(place: Path) -> None:
+    """Bring a folder's list of names to the disk, where the system can."""
+    with contextlib.suppress(OSError):
+        handle = os.open(place, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
+def _no_constant(text: str) -> None:
+    raise ValueError(f"{text} is not JSON")
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for label, value in values.items():
+        if isinstance(value, dict) and value:
+            yield from _flat(value, f"{prefix}{label}.")
+        else:
+            yield f"{prefix}{label}", value
+
+
+def _renamed(values: dict[str, Any], clash: set[str], prefix: str) -> dict[str, Any]:
+    return {f"{prefix}.{name}" if name in clash else name: value for name, value in values.items()}
+
+
+def _closing(record: Record) -> dict[str, Any]:
+    origin = record["provenance"]
+    commit = origin["commit"] and origin["commit"][:12] + ("-dirty" if origin["dirty"] else "")
+    machine = ", ".join(str(part) for part in (origin["machine"].get("gpu"), origin["machine"].get("cpu")) if part)
+    return {"wall_s": record["wall_s"], "machine": machine, "commit": commit, "date": origin["date"]}
+
+
+def _ordered(names: list[str]) -> list[str]:
+    return list(dict.fromkeys(names))

@@ -1,0 +1,88 @@
+"""What the command `cdlib` prints on standard output: tables for people, JSON for programs.
+
+What to print is `cdlib.cli`'s business; progress and errors go to standard error and not through here.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Container, Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from cdlib.complexity import Profile, in_units
+
+
+def print_json(value: object) -> None:
+    """Print a value as JSON; NaN is no JSON and an error."""
+    print(json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False, default=_plain))
+
+
+def print_table(headings: Sequence[str], rows: Sequence[Sequence[object]], right: Container[int] = ()) -> None:
+    """Print a table that is as wide as it needs to be, unless it goes to a terminal, where it must fit.
+
+    Parameters
+    ----------
+    headings : sequence of str
+    rows : sequence of sequence
+        One cell per heading.
+    right : container of int, optional
+        The columns to align on the right.
+    """
+    from rich.box import SIMPLE_HEAD
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    console = Console(highlight=False)
+    if not console.is_terminal:
+        console.width = 100_000
+    table = Table(box=SIMPLE_HEAD, pad_edge=False)
+    for index, heading in enumerate(headings):
+        table.add_column(heading, justify="right" if index in right else "left", overflow="fold")
+    for row in rows:
+        table.add_row(*(Text(str(cell)) for cell in row))
+    console.print(table)
+
+
+def print_frame(frame: pd.DataFrame) -> None:
+    """Print a frame's columns, without its index; numbers to six significant digits, blank where there is no value."""
+    columns = [str(column) for column in frame]
+    numbers = [index for index, kind in enumerate(frame.dtypes) if pd.api.types.is_numeric_dtype(kind)]
+    print_table(columns, [[_cell(value) for value in row] for row in frame.itertuples(index=False)], right=numbers)
+
+
+def print_layers(found: Profile) -> None:
+    """Print a row per layer of a profile, in decimal units."""
+    counts = {"params": "", "macs": "", "weight_bytes": "B", "activation_bytes": "B", "peak_activation_bytes": "B"}
+    rows = [
+        [name, row["kind"], times(row["output_shape"]), *(in_units(row[key], unit) for key, unit in counts.items())]
+        for name, row in found.layers.to_dict("index").items()
+    ]
+    headings = ["layer", "kind", "output", "params", "MACs", "weights", "activations", "peak"]
+    print_table(headings, rows, right=range(3, 8))
+
+
+def print_totals(found: Profile) -> None:
+    """Print the totals of a profile, in decimal units and exactly."""
+    for (label, text), exact in zip(found.summary().items(), found.totals().values(), strict=True):
+        print(f"  {label:20} {text:>12}  {'' if exact is None else format(exact, ','):>18}")
+    print("Decimal units: k = 10^3, M = 10^6, G = 10^9.")
+
+
+def times(shape: Sequence[int]) -> str:
+    """Return a shape as people write it, for example ``3x32x32``."""
+    return "x".join(str(size) for size in shape)
+
+
+def _cell(value: object) -> str:
+    if isinstance(value, float):  # also a whole number whose column lacks others
+        return "" if value != value else str(int(value)) if value.is_integer() else f"{value:.6g}"
+    return "" if value is None else str(value)
+
+
+def _plain(value: Any) -> Any:
+    """Return what JSON has for a path or for a number of NumPy."""
+    return str(value) if isinstance(value, Path) else value.item()

@@ -1,7 +1,7 @@
-"""The baseline experiment: train a network, store its linear layers in int8, and measure both alike.
+"""The baseline experiment: train a network, store its linear layers in int8, and measure both forms alike.
 
 What later methods are compared with. Recording is left to `cdlib.study.run`, which calls `train_and_compress`; training
-is `cdlib.train`'s, measuring `cdlib.report`'s.
+is `cdlib.train`'s, measuring `cdlib.report`'s. Lines are short, because a chapter prints these functions.
 """
 
 from __future__ import annotations
@@ -17,10 +17,12 @@ from cdlib import data, models, report, train
 
 
 def int8_linears(model: nn.Module) -> nn.Module:
-    """Return a copy of `model` whose linear layers hold int8 weights: PyTorch's dynamic quantization.
+    """Return a copy of `model` whose linear layers hold int8 weights.
 
-    A weight w becomes an integer q with w = scale * q, one scale per layer; biases stay float32. Activations are
-    rounded to 8 bits while the layer runs, with a scale taken from each input. All other layers are copied as they are.
+    This is PyTorch's dynamic quantization. A weight w becomes an integer q with
+    w = scale * q, one scale per layer; biases stay float32. Activations are rounded
+    to 8 bits while the layer runs, with a scale taken from each input. All other
+    layers are copied as they are.
 
     Parameters
     ----------
@@ -30,36 +32,46 @@ def int8_linears(model: nn.Module) -> nn.Module:
     Returns
     -------
     nn.Module
-        In evaluation mode. Its linear layers have no `parameters()`: the weights are packed.
+        In evaluation mode. Its linear layers have no `parameters()`: their weights
+        are packed.
 
     Notes
     -----
-    `torch.ao.quantization` is deprecated in favour of torchao but still ships; its warning is silenced here.
+    `torch.ao.quantization` is deprecated in favour of torchao but still ships; its
+    warning is silenced here.
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        packed: nn.Module = torch.ao.quantization.quantize_dynamic(model, {nn.Linear}, dtype=torch.qint8)
+        quantize = torch.ao.quantization.quantize_dynamic
+        packed: nn.Module = quantize(model, {nn.Linear}, dtype=torch.qint8)
     return packed.eval()
 
 
-def train_and_compress(parameters: dict[str, Any], seed: int, workdir: Path) -> dict[str, Any]:
-    """Train a network, make an int8 copy of it, and return what both measure on the test split.
+def train_and_compress(
+    parameters: dict[str, Any],
+    seed: int,
+    workdir: Path,
+) -> dict[str, Any]:
+    """Train a network, make an int8 copy, measure both on the test split.
 
     Parameters
     ----------
     parameters : dict
-        `data` and `model`: names for `cdlib.data.load` and `cdlib.models.build`; `options`: the latter's options;
-        `recipe`: the fields of a `cdlib.train.Recipe`; `runs`: forward passes to time.
+        `data` and `model`: names for `cdlib.data.load` and `cdlib.models.build`;
+        `options`: the latter's options; `recipe`: the fields of a
+        `cdlib.train.Recipe`; `runs`: forward passes to time.
     seed : int
-        Of the training. The initial weights come from torch's global generator, which `cdlib.study.run.run` seeds.
+        Of the training. The initial weights come from torch's global generator,
+        which `cdlib.study.run.run` seeds.
     workdir : Path
         Keeps the checkpoint from which a killed run goes on.
 
     Returns
     -------
     dict
-        `float32`, `int8`: the quantities of `cdlib.report`; `images`: of the test split; `lost`, `gained`, `p_value`:
-        McNemar's test between the two; `validation_accuracy`: of the float32 network; `train_s`; `threads`;
+        `float32`, `int8`: the quantities of `cdlib.report`; `images`: in the test
+        split; `lost`, `gained`, `p_value`: McNemar's test between the two;
+        `validation_accuracy`: of the float32 network; `train_s`; `threads`;
         `fingerprint`: of the data set.
 
     Raises
@@ -69,16 +81,35 @@ def train_and_compress(parameters: dict[str, Any], seed: int, workdir: Path) -> 
     """
     recipe = train.Recipe(**parameters["recipe"])
     dataset = data.load(parameters["data"])
-    network = models.build(parameters["model"], len(dataset.classes), **parameters["options"])
-    fitted = train.fit(network, dataset, recipe, seed=seed, checkpoint=workdir / "checkpoint.pt", progress=False)
-    networks = {"float32": fitted.model, "int8": int8_linears(fitted.model)}
-    measured = report.measure(networks, dataset.test, runs=parameters["runs"])
+    network = models.build(
+        parameters["model"],
+        len(dataset.classes),
+        **parameters["options"],
+    )
+    fitted = train.fit(
+        network,
+        dataset,
+        recipe,
+        seed=seed,
+        checkpoint=workdir / "checkpoint.pt",
+        progress=False,
+    )
+    measured = report.measure(
+        {"float32": fitted.model, "int8": int8_linears(fitted.model)},
+        dataset.test,
+        runs=parameters["runs"],
+    )
     paired = report.compare(measured["float32"], measured["int8"]).paired
     assert paired is not None  # both have been run on the test split
+    validated = fitted.history["validation_accuracy"].iloc[-1]
     return {
-        **{name: measurement.quantities() for name, measurement in measured.items()},
-        **{name: getattr(paired, name) for name in ("images", "lost", "gained", "p_value")},
-        "validation_accuracy": float(fitted.history["validation_accuracy"].iloc[-1]),
+        "float32": measured["float32"].quantities(),
+        "int8": measured["int8"].quantities(),
+        "images": paired.images,
+        "lost": paired.lost,
+        "gained": paired.gained,
+        "p_value": paired.p_value,
+        "validation_accuracy": float(validated),
         "train_s": round(fitted.seconds, 1),
         "threads": torch.get_num_threads(),
         "fingerprint": dataset.fingerprint,

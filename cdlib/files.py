@@ -1,0 +1,44 @@
+"""Writing a file so that a reader sees the whole of it or none, whatever happens to the writer."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import BinaryIO
+
+
+@contextlib.contextmanager
+def atomic(path: Path) -> Iterator[BinaryIO]:
+    """Open `path` for writing; it takes its name only once it is complete and on the disk.
+
+    The bytes go to `NAME.PID.tmp` beside it, are flushed to the disk, and the file is then renamed over `path`. If the
+    block raises, the temporary file is removed and `path` stays as it was; only a kill leaves a temporary file behind.
+
+    Parameters
+    ----------
+    path : Path
+        The file to write or to replace. Its folder must exist.
+
+    Yields
+    ------
+    binary file
+        To be written by the caller.
+    """
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    try:
+        with open(temporary, "wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    if os.name == "posix":  # the rename itself must reach the disk too
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)

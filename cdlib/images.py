@@ -1,0 +1,197 @@
+"""Reading an image folder (`train/` and `test/`, a folder per class) into arrays, once: the decoded images are cached.
+
+The cache is one `.npz` file per folder and state of that folder under `$CDLIB_CACHE` (default `~/.cache/cdlib`).
+Splits, statistics and batches are made elsewhere, from the arrays returned here.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import warnings
+import zipfile
+from concurrent.futures import ThreadPoolExecutor
+from itertools import repeat
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from cdlib.errors import CdlibError
+from cdlib.files import atomic
+
+SUFFIXES = frozenset({".bmp", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"})
+_GREY = frozenset({"1", "L", "LA"})
+_COLOUR = frozenset({"CMYK", "P", "PA", "RGB", "RGBA", "YCbCr"})
+
+
+class Arrays(NamedTuple):
+    """Images, uint8 [N, C, H, W], and their labels, int64 [N]."""
+
+    images: np.ndarray
+    labels: np.ndarray
+
+
+def cache_folder() -> Path:
+    """Return the folder for what can be made again: `$CDLIB_CACHE`, or `~/.cache/cdlib`. It need not exist."""
+    return Path(os.environ.get("CDLIB_CACHE") or "~/.cache/cdlib").expanduser()
+
+
+def is_image_folder(root: Path) -> bool:
+    """Say whether `root` has the two folders `train` and `test`."""
+    return (root / "train").is_dir() and (root / "test").is_dir()
+
+
+def class_names(root: Path) -> tuple[str, ...]:
+    """Return the classes of an image folder, sorted: the names of the folders in `train/`, which `test/` must share.
+
+    Raises
+    ------
+    CdlibError
+        If `train/` or `test/` is missing, holds no folders, or if their classes differ.
+    """
+    if not is_image_folder(root):
+        raise CdlibError(f"{root} is not an image folder: it needs train/ and test/, each with a folder per class.")
+    train, test = ({d.name for d in (root / part).iterdir() if d.is_dir()} for part in ("train", "test"))
+    if only := sorted(train ^ test):
+        where = "train" if only[0] in train else "test"
+        raise CdlibError(f"train/ and test/ of {root} must hold the same classes, but {only[0]!r} is only in {where}/.")
+    if not train:
+        raise CdlibError(f"{root / 'train'} holds no folders; it needs one per class.")
+    return tuple(sorted(train))
+
+
+def read_folder(root: Path) -> tuple[tuple[str, ...], Arrays, Arrays]:
+    """Return the classes, the training images and the test images of an image folder.
+
+    Images are RGB, unless every one of them is grey: then they have one channel. Alpha channels are dropped. Files
+    whose suffix is not in `SUFFIXES`, and hidden ones, are passed over. All images must fit in memory.
+
+    Raises
+    ------
+    CdlibError
+        If classes are missing, empty or differ; if a file cannot be read, differs in size from the first one, or is
+        of a kind that does not fit 8 bits (the file is named).
+    """
+    root = root.expanduser().resolve()
+    classes = class_names(root)
+    listings = [_listing(root / part, classes) for part in ("train", "test")]
+    cache = cache_folder() / "folders" / f"{_key(root, listings)}.npz"
+    found = _from_cache(cache)
+    if found is None:
+        found = _decode(listings)
+        _to_cache(cache, *found)
+    return classes, *found
+
+
+def _listing(folder: Path, classes: tuple[str, ...]) -> list[tuple[Path, int]]:
+    """Return (file, label) of every image, sorted by class and name."""
+    listing: list[tuple[Path, int]] = []
+    for label, name in enumerate(classes):
+        files = sorted(
+            f for f in (folder / name).iterdir() if f.suffix.lower() in SUFFIXES and not f.name.startswith(".")
+        )
+        if not files:
+            raise CdlibError(f"{folder / name} holds no images; put some there or remove the class.")
+        listing += zip(files, repeat(label))
+    return listing
+
+
+def _key(root: Path, listings: list[list[tuple[Path, int]]]) -> str:
+    """Return what changes when a file is added, removed, renamed or rewritten."""
+    digest = hashlib.sha256(str(root).encode())
+    for listing in listings:
+        for path, _ in listing:
+            stat = path.stat()
+            digest.update(json.dumps([str(path.relative_to(root)), stat.st_size, stat.st_mtime_ns]).encode())
+    return digest.hexdigest()[:16]
+
+
+def _from_cache(cache: Path) -> tuple[Arrays, Arrays] | None:
+    if not cache.exists():
+        return None
+    try:
+        with np.load(cache, allow_pickle=False) as f:
+            return Arrays(f["train_images"], f["train_labels"]), Arrays(f["test_images"], f["test_labels"])
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+        warnings.warn(f"the image cache {cache} is damaged ({error}); decoding the images again.", stacklevel=4)
+        return None
+
+
+def _to_cache(cache: Path, train: Arrays, test: Arrays) -> None:
+    try:
+        cache.parent.mkdir(parents=True, exist_ok=True)
+        with atomic(cache) as file:
+            np.savez(
+                file,
+                train_images=train.images,
+                train_labels=train.labels,
+                test_images=test.images,
+                test_labels=test.labels,
+            )
+    except OSError as error:
+        warnings.warn(f"cannot keep the decoded images in {cache} ({error}); set CDLIB_CACHE.", stacklevel=4)
+
+
+def _decode(listings: list[list[tuple[Path, int]]]) -> tuple[Arrays, Arrays]:
+    """Decode every file, in threads (Pillow lets go of the interpreter while it decodes)."""
+    from tqdm import tqdm
+
+    size = _size(listings[0][0][0])
+    files = [path for listing in listings for path, _ in listing]
+    images = np.empty((len(files), 3, *size), np.uint8)
+
+    def decode(i: int) -> bool:
+        images[i], grey = _image(files[i], size, files[0])
+        return grey
+
+    pool = ThreadPoolExecutor(min(8, os.cpu_count() or 1))
+    try:
+        results = pool.map(decode, range(len(files)))
+        grey = all(
+            list(tqdm(results, "decoding images", total=len(files), unit="img", delay=1, mininterval=0.5, leave=False))
+        )
+    finally:
+        pool.shutdown(cancel_futures=True)
+    if grey:
+        images = images[:, :1].copy()
+    labels = np.array([label for listing in listings for _, label in listing], np.int64)
+    n = len(listings[0])
+    return Arrays(images[:n], labels[:n]), Arrays(images[n:], labels[n:])
+
+
+def _size(path: Path) -> tuple[int, int]:
+    """Return (height, width) of an image file."""
+    from PIL import Image
+
+    try:
+        with Image.open(path) as image:
+            return image.height, image.width
+    except Exception as error:
+        raise _unreadable(path, error) from error
+
+
+def _image(path: Path, size: tuple[int, int], first: Path) -> tuple[np.ndarray, bool]:
+    """Return one image as uint8 [3, H, W], and whether it is grey."""
+    from PIL import Image
+
+    try:
+        with Image.open(path) as image:
+            mode = image.mode
+            pixels = np.asarray(image.convert("RGB"))
+    except Exception as error:  # Pillow raises OSError, SyntaxError, ValueError, struct.error ... on damaged files
+        raise _unreadable(path, error) from error
+    if pixels.shape[:2] != size:
+        height, width = pixels.shape[:2]
+        raise CdlibError(
+            f"all images must have one size, but {path} is {width}x{height} and {first} is {size[1]}x{size[0]}; "
+            "resize them first."
+        )
+    if mode not in _GREY | _COLOUR:
+        raise CdlibError(f"{path} has pixels of mode {mode!r}, which do not fit 8 bits; convert it to grey or RGB.")
+    return pixels.transpose(2, 0, 1), mode in _GREY
+
+
+def _unreadable(path: Path, error: Exception) -> CdlibError:
+    return CdlibError(f"{path} is not a readable image ({error}); replace or remove it.")

@@ -1,0 +1,37 @@
+"""The book in this checkout, and small books made for a test."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+HEADER = """---
+jupytext:
+  text_representation:
+    extension: .md
+    format_name: myst
+kernelspec:
+  display_name: Python 3
+  language: python
+  name: python3
+---
+"""
+
+
+@pytest.fixture
+def small_book(tmp_path: Path) -> Callable[..., Path]:
+    """Return a function that makes a book of chapters given as name=cells and returns its folder."""
+
+    def make(*, toc: bool = False, **chapters: list[str]) -> Path:
+        (tmp_path / "notebooks").mkdir(exist_ok=True)
+        (tmp_path / "_config.yml").write_text("title: A small book\nsphinx: {config: {}}\n")
+        for name, cells in chapters.items():
+            number = name[1:3]
+            blocks = [f"# Title {number}", "```{code-cell} ipython3\n:tags: [parameters]\n\n" + cells[0] + "\n```"]
+            blocks += ["```{code-cell} ipython3\n" + cell + "\n```" for cell in cells[1:]]
+            (tmp_path / "notebooks" / f"{name[1:]}.md").write_text(HEADER + "\n" + "\n\n".join(blocks) + "\n")
+        return tmp_path
+
+    return make

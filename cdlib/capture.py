@@ -1,13 +1,13 @@
 """Capture a network as a `cdlib.graph.Graph` by running it once.
 
-`capture` runs the network once, in evaluation mode and for one sample, and writes down every ATen operator that PyTorch
-dispatches. Nothing else in the package walks a network in a way of its own: counting (`cdlib.complexity`) reads this graph.
+`capture` runs the network in evaluation mode and for one sample, and writes down every ATen operator that PyTorch
+dispatches. Because operators are recorded and not modules, functional calls, bare parameters, shared modules and
+in-place operators are all seen.
 
-The run happens on *meta* tensors, which have shapes but no numbers, so that it costs neither arithmetic nor memory; only
-operators fed by weights and constants alone are computed. A network whose course depends on numbers (a detector's
+The run happens on *meta* tensors, which have shapes but no numbers, so that it costs neither arithmetic nor memory;
+only operators fed by weights and constants alone are computed. A network whose course depends on numbers (a detector's
 `nonzero`, say), or that uses an operator without a shape rule (packed int8 weights), is run on real tensors instead.
-Because operators are recorded and not modules, functional calls, bare parameters, shared modules and in-place operators
-are all seen. Fused attention (`scaled_dot_product_attention`) is kept as one operator, as the CPU and GPU kernels run it.
+Fused attention (`scaled_dot_product_attention`) is kept as one operator, as the CPU and GPU kernels run it.
 """
 
 from __future__ import annotations

@@ -2,13 +2,13 @@
 
 The counting rule, in one place:
 
-- *params*: elements of `parameters()`, a shared one once, and the weights and biases inside packed int8 modules, which
-  `parameters()` does not show. *nonzero_params*: those that differ from zero. *weight_bytes*: the bytes they take.
+- *params*: elements of `parameters()`, a shared one once, and the weights and biases inside packed int8 modules,
+  which `parameters()` does not show. *nonzero_params*: those that differ from zero. *weight_bytes*: their bytes.
 - *macs*: multiply-accumulates of convolutions, linear layers and matrix products, attention and functional calls
   included; a module that is called twice counts twice. Biases, normalisation, activations and pooling count nothing.
   *flops* = 2 x macs.
-- *activation_bytes*: bytes of the tensors that operators make and that are read later or returned. A view or an in-place
-  operator makes none.
+- *activation_bytes*: bytes of the tensors that operators make and that are read later or returned. A view or an
+  in-place operator makes none.
 - *peak_activation_bytes*: the most bytes of activations, network inputs included, that must be alive at once: each from
   the operator that makes it to the last one that reads it. Workspace inside an operator is not counted.
 
@@ -41,10 +41,10 @@ class Profile:
     nonzero_params : int or None
         None if the network is on the meta device, whose parameters have no values.
     layers : pandas.DataFrame
-        A row per layer in the order of the run, indexed by name: ``kind``, ``output_shape`` and the columns above. A layer
-        is a module that does work or holds parameters of its own; one that calls several products directly (attention,
-        functional code) has a row for each, named after its weight. Rows add up to the totals, except for the peak,
-        which is their maximum.
+        A row per layer in the order of the run, indexed by name: ``kind``, ``output_shape`` and the seven counts. A
+        layer is a module that does work or holds parameters of its own; one that calls several products directly
+        (attention, functional code) has a row for each, named after its weight. Rows add up to the totals, but for
+        the peak, which is their maximum.
     timeline : pandas.DataFrame
         A row per operator that is no view: ``operator``, ``layer``, ``live_bytes`` (activations alive while it runs).
     name : str

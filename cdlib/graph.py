@@ -1,7 +1,7 @@
 """A network as a graph of tensors: which operators run, on what, in which module.
 
-`cdlib.capture.capture` makes it; counting (`cdlib.complexity`) reads it. Nothing else in the package walks a network in a
-way of its own.
+`cdlib.capture.capture` makes it; counting (`cdlib.complexity`) reads it. Nothing else in the package walks a network
+in a way of its own.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class Value:
     storage_bytes : int
         Size of that memory block, in bytes.
     kind : str
-        "input", "parameter", "buffer", "constant" (a tensor that belongs to nobody) or "activation" (made by an operator).
+        "input", "parameter", "buffer", "constant" (a tensor of nobody's) or "activation" (made by an operator).
     name : str
         The parameter or buffer that this is, or is a view of; otherwise empty.
     """
@@ -103,8 +103,8 @@ class Op:
 class Graph:
     """A captured network: `ops` in the order of the run, over `values`.
 
-    `modules` maps the qualified name of every module of the network to the module; `on_meta` says whether the run was made
-    of shapes only (True) or of real numbers.
+    `modules` maps the qualified name of every module of the network to the module; `on_meta` says whether the run was
+    made of shapes only (True) or of real numbers.
     """
 
     ops: list[Op] = field(default_factory=list)

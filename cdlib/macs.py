@@ -42,8 +42,7 @@ def _weight_shape(op: Op) -> tuple[int, ...]:
 
 
 def _convolution(op: Op) -> int:
-    """Every output element is a sum over its group's input channels and the kernel; transposed, every input element is
-    spread over its group's output channels and the kernel."""
+    """An output element sums over its group's input channels and the kernel; transposed, an input element spreads."""
     transposed = "transpose" in op.name or (op.name in _WITH_FLAG and op.args[6])
     elements = op.args[0].numel if transposed else op.outputs[0].numel
     return elements * prod(_weight_shape(op)[1:])

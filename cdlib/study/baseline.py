@@ -19,10 +19,10 @@ from cdlib import data, models, report, train
 def int8_linears(model: nn.Module) -> nn.Module:
     """Return a copy of `model` whose linear layers hold int8 weights.
 
-    This is PyTorch's dynamic quantization. A weight w becomes an integer q with
-    w = scale * q, one scale per layer; biases stay float32. Activations are rounded
-    to 8 bits while the layer runs, with a scale taken from each input. All other
-    layers are copied as they are.
+    This is PyTorch's dynamic quantization. A weight w becomes an
+    integer q with w = scale * q, one scale per layer; biases stay
+    float32. Activations are rounded to 8 bits while the layer runs,
+    with a scale taken from each input. All other layers are copied.
 
     Parameters
     ----------
@@ -32,18 +32,19 @@ def int8_linears(model: nn.Module) -> nn.Module:
     Returns
     -------
     nn.Module
-        In evaluation mode. Its linear layers have no `parameters()`: their weights
-        are packed.
+        In evaluation mode. Its linear layers have no `parameters()`:
+        their weights are packed.
 
     Notes
     -----
-    `torch.ao.quantization` is deprecated in favour of torchao but still ships; its
-    warning is silenced here.
+    `torch.ao.quantization` is deprecated in favour of torchao but
+    still ships; its warning is silenced here.
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         quantize = torch.ao.quantization.quantize_dynamic
-        packed: nn.Module = quantize(model, {nn.Linear}, dtype=torch.qint8)
+        packed: nn.Module
+        packed = quantize(model, {nn.Linear}, dtype=torch.qint8)
     return packed.eval()
 
 
@@ -57,27 +58,29 @@ def train_and_compress(
     Parameters
     ----------
     parameters : dict
-        `data` and `model`: names for `cdlib.data.load` and `cdlib.models.build`;
-        `options`: the latter's options; `recipe`: the fields of a
-        `cdlib.train.Recipe`; `runs`: forward passes to time.
+        `data`, `model`: names for `cdlib.data.load` and
+        `cdlib.models.build`; `options`: the latter's options;
+        `recipe`: the fields of a `cdlib.train.Recipe`; `runs`:
+        forward passes to time.
     seed : int
-        Of the training. The initial weights come from torch's global generator,
-        which `cdlib.study.run.run` seeds.
+        Of the training. The initial weights come from torch's global
+        generator, which `cdlib.study.run.run` seeds.
     workdir : Path
         Keeps the checkpoint from which a killed run goes on.
 
     Returns
     -------
     dict
-        `float32`, `int8`: the quantities of `cdlib.report`; `images`: in the test
-        split; `lost`, `gained`, `p_value`: McNemar's test between the two;
-        `validation_accuracy`: of the float32 network; `train_s`; `threads`;
-        `fingerprint`: of the data set.
+        `float32`, `int8`: the quantities of `cdlib.report`; `images`:
+        in the test split; `lost`, `gained`, `p_value`: McNemar's test
+        between the two; `validation_accuracy`: of the float32 network;
+        `train_s`; `threads`; `fingerprint`: of the data set.
 
     Raises
     ------
     CdlibError
-        For a name, an option or a field that is unknown, or a training that diverges.
+        For a name, an option or a field that is unknown, or a training
+        that diverges.
     """
     recipe = train.Recipe(**parameters["recipe"])
     dataset = data.load(parameters["data"])
@@ -99,7 +102,8 @@ def train_and_compress(
         dataset.test,
         runs=parameters["runs"],
     )
-    paired = report.compare(measured["float32"], measured["int8"]).paired
+    compared = report.compare(measured["float32"], measured["int8"])
+    paired = compared.paired
     assert paired is not None  # both have been run on the test split
     validated = fitted.history["validation_accuracy"].iloc[-1]
     return {

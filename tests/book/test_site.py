@@ -41,8 +41,12 @@ CONTRAST = """() => {
   const found = new Set();
   for (const node of document.querySelectorAll(kinds.map(kind => `article ${kind}`).join(","))) {
     const own = [...node.childNodes].some(child => child.nodeType === 3 && child.textContent.trim());
-    if (!own || !node.offsetParent || node.matches(".headerlink")) continue;
-    const [a, b] = [light(rgb(getComputedStyle(node).color)), light(behind(node))];
+    if (!own || !node.offsetParent || node.closest(".headerlink, .toggle-hidden")) continue;
+    const ground = behind(node);
+    let opacity = 1;
+    for (let up = node; up; up = up.parentElement) opacity *= getComputedStyle(up).opacity;
+    const ink = rgb(getComputedStyle(node).color).slice(0, 3).map((v, i) => v * opacity + ground[i] * (1 - opacity));
+    const [a, b] = [light(ink), light(ground)];
     const ratio = (Math.max(a, b) + 0.05) / (Math.min(a, b) + 0.05);
     const text = node.textContent.trim().slice(0, 40);
     if (ratio < 4.5) found.add(`${node.tagName}.${node.className} ${ratio.toFixed(1)}: ${text}`);

@@ -12,7 +12,8 @@ Fused attention (`scaled_dot_product_attention`) is kept as one operator, as the
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import copy
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 from unittest import mock
@@ -21,10 +22,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
-from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
 from cdlib.errors import CdlibError
-from cdlib.graph import Graph, Kind, Op, Value, leaves, map_tensors, tensors
+from cdlib.graph import Graph, map_tensors, tensors
+from cdlib.recorder import Recorder, once
 
 ExampleInput = Tensor | Sequence[Any]
 
@@ -81,15 +82,11 @@ def _one_sample(example_input: ExampleInput, batch_dim: int | None) -> tuple[Any
         raise CdlibError(f"example_input of shape {tuple(first.shape)} holds no sample; pass at least one.")
     samples = first.shape[batch_dim]
 
-    cuts: dict[int, Tensor] = {}  # the same tensor given twice stays one tensor
-
     def cut(t: Tensor) -> Tensor:
-        if id(t) not in cuts:
-            has_batch = -t.dim() <= batch_dim < t.dim() and t.shape[batch_dim] == samples
-            cuts[id(t)] = t.narrow(batch_dim, 0, 1) if has_batch else t
-        return cuts[id(t)]
+        has_batch = -t.dim() <= batch_dim < t.dim() and t.shape[batch_dim] == samples
+        return t.narrow(batch_dim, 0, 1) if has_batch else t
 
-    return tuple(map_tensors(cut, tuple(args)))
+    return tuple(map_tensors(once(cut), tuple(args)))
 
 
 def _failure(model: nn.Module, args: tuple[Any, ...], batch_dim: int | None, error: Exception) -> CdlibError:
@@ -103,7 +100,7 @@ def _failure(model: nn.Module, args: tuple[Any, ...], batch_dim: int | None, err
 
 
 def _run(model: nn.Module, args: tuple[Any, ...], *, on_meta: bool) -> Graph:
-    recorder = _Recorder(model, on_meta)
+    recorder = Recorder(model, on_meta)
     args = recorder.enter_inputs(args)
     with _as_at_inference(model, recorder), recorder:
         outputs = model(*args)
@@ -112,16 +109,16 @@ def _run(model: nn.Module, args: tuple[Any, ...], *, on_meta: bool) -> Graph:
 
 
 @contextmanager
-def _as_at_inference(model: nn.Module, recorder: _Recorder) -> Iterator[None]:
+def _as_at_inference(model: nn.Module, recorder: Recorder) -> Iterator[None]:
     """Evaluation mode, no gradients, no rerouting of attention, calls of modules reported; all undone on leaving."""
-    modes = [(module, module.training) for module in model.modules()]
     attention = F.scaled_dot_product_attention
     fast_path = torch.backends.mha.get_fastpath_enabled()
     with ExitStack() as undo:
         undo.callback(torch.backends.mha.set_fastpath_enabled, fast_path)
         torch.backends.mha.set_fastpath_enabled(False)
-        for module, training in modes:
-            undo.callback(setattr, module, "training", training)
+        undo.callback(_snapshot(model))
+        undo.enter_context(torch.random.fork_rng(devices=[]))
+        for module in model.modules():
             module.training = False
         hooks = (
             register_module_forward_pre_hook(recorder.enter_module),
@@ -136,165 +133,20 @@ def _as_at_inference(model: nn.Module, recorder: _Recorder) -> Iterator[None]:
         yield
 
 
-class _Recorder(TorchDispatchMode):
-    """Sees every operator of the run. Tensors are kept until the end, so that an `id` names one tensor only."""
+def _snapshot(model: nn.Module) -> Callable[[], None]:
+    """Return what puts back all that a forward might change: attributes, entries of containers, values of buffers."""
+    modules = [module for module in model.modules() if not isinstance(module, torch.jit.ScriptModule)]
+    held = [vars(module) for module in modules]
+    containers = [value for attributes in held for value in attributes.values() if isinstance(value, dict | list | set)]
+    contents = [(kept, copy.copy(kept)) for kept in (*held, *containers)]
+    buffers = [(b, b._version, b.detach().clone()) for b in model.buffers() if not b.is_inference()]
 
-    def __init__(self, model: nn.Module, on_meta: bool) -> None:
-        super().__init__()
-        modules = dict(model.named_modules())
-        self.graph = Graph(modules=modules, on_meta=on_meta)
-        self._module_names = {id(module): name for name, module in modules.items()}
-        self._stack: list[tuple[str, int]] = [("", 0)]
-        self._calls = 0
-        self._keep: list[Tensor] = []
-        self._values: dict[int, Value] = {}
-        self._storages: dict[int, int] = {}
-        self._twins: dict[int, Tensor] = {}
-        self._seen: dict[Any, Any] = {}
-        for name, parameter in model.named_parameters(remove_duplicate=False):
-            self._new(parameter, "parameter", name)
-        for name, buffer in model.named_buffers(remove_duplicate=False):
-            self._new(buffer, "buffer", name)
+    def restore() -> None:
+        for kept, content in contents:
+            kept.clear()
+            kept.extend(content) if isinstance(kept, list) else kept.update(content)
+        for buffer, version, before in buffers:
+            if buffer._version != version:
+                buffer.copy_(before)
 
-    # Modules. Global hooks, so that modules which share their children are seen too.
-
-    def enter_module(self, module: nn.Module, args: Any) -> None:
-        self._calls += 1
-        self._stack.append((self._module_names.get(id(module), self._stack[-1][0]), self._calls))
-
-    def leave_module(self, module: nn.Module, args: Any, output: Any) -> None:
-        self._stack.pop()
-
-    # Tensors.
-
-    def enter_inputs(self, args: tuple[Any, ...]) -> tuple[Any, ...]:
-        if self.graph.on_meta:
-            args = map_tensors(_to_meta, args)
-        self.graph.inputs = tuple(self._new(t, "input") for t in tensors(args))
-        return args
-
-    def value(self, t: Tensor) -> Value:
-        return self._values[id(t)] if id(t) in self._values else self._new(t, "constant")
-
-    def _new(self, t: Tensor, kind: Kind, name: str = "") -> Value:
-        if id(t) in self._values:
-            return self._values[id(t)]
-        try:
-            key, size = t.untyped_storage()._cdata, t.untyped_storage().nbytes()
-        except (NotImplementedError, RuntimeError):  # sparse and other tensors without a storage
-            key, size = id(t), t.element_size() * t.numel()
-        storage = self._storages.setdefault(key, len(self._storages))
-        value = Value(len(self.graph.values), tuple(t.shape), t.dtype, storage, size, kind, name)
-        self.graph.values.append(value)
-        self._values[id(t)] = value
-        self._keep.append(t)
-        return value
-
-    def _twin(self, t: Tensor) -> Tensor:
-        """The meta tensor that stands for a real one, with the same `Value`."""
-        if t.is_meta:
-            return t
-        if id(t) not in self._twins:
-            twin = self._twins[id(t)] = _to_meta(t)
-            value = self.value(t)
-            self._values[id(twin)] = value
-            self._storages[twin.untyped_storage()._cdata] = value.storage
-            self._keep.append(twin)
-        return self._twins[id(t)]
-
-    # Operators.
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        if self.graph.on_meta and any(t.is_meta for t in tensors((args, kwargs))):
-            args, kwargs = map_tensors(self._twin, (args, kwargs))
-            kwargs = {k: torch.device("meta") if k == "device" and v is not None else v for k, v in kwargs.items()}
-            result = self._shapes_of(func, args, kwargs)
-        else:
-            result = func(*args, **kwargs)
-        self.record(func, args, kwargs, result)
-        return result
-
-    def _shapes_of(self, func: Any, args: Any, kwargs: Any) -> Any:
-        """Run an operator on meta tensors, or repeat what it gave for the same shapes before.
-
-        PyTorch works out shapes in Python, which takes most of a capture; networks repeat their blocks.
-        """
-        if torch.Tag.pointwise in func.tags and func._schema.is_mutable and "out" not in kwargs:
-            return args[0]  # in place, element by element: nothing but numbers changes
-        if func._schema.is_mutable or any(returned.alias_info for returned in func._schema.returns):
-            return func(*args, **kwargs)
-        if func in _LIKE_INPUT:
-            return torch.empty_like(args[0])
-        if func is torch.ops.aten.native_batch_norm.default and not args[5]:  # at inference it saves no statistics
-            return torch.empty_like(args[0]), args[0].new_empty(0), args[0].new_empty(0)
-        key = (func, _key(args), _key(kwargs))
-        if key in self._seen:
-            return map_tensors(_Shape.empty, self._seen[key], _Shape)
-        result = func(*args, **kwargs)
-        self._seen[key] = map_tensors(_Shape, result)
-        return result
-
-    def attention(self, function: Any, query: Tensor, key: Tensor, value: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        """`scaled_dot_product_attention` as one operator."""
-        on_meta = self.graph.on_meta and any(t.is_meta for t in (query, key, value))
-        with _disable_current_modes():
-            if on_meta:
-                query, key, value = (self._twin(t) for t in (query, key, value))
-                result = query.new_empty(*query.shape[:-1], value.shape[-1])
-            else:
-                result = function(query, key, value, *args, **kwargs)
-        self.record(torch.ops.aten.scaled_dot_product_attention.default, (query, key, value, *args), kwargs, result)
-        return result
-
-    def record(self, func: Any, args: Any, kwargs: Any, result: Any) -> None:
-        args, kwargs = map_tensors(self.value, (args, kwargs))
-        read = {leaf.storage: leaf for leaf in leaves((args, kwargs)) if isinstance(leaf, Value)}
-        outputs = tuple(self._output(t, read) for t in tensors(result))
-        module, call = self._stack[-1]
-        self.graph.ops.append(Op(len(self.graph.ops), func, module, call, args, kwargs, outputs))
-
-    def _output(self, t: Tensor, read: dict[int, Value]) -> Value:
-        if id(t) in self._values:
-            return self._values[id(t)]
-        fresh = self._new(t, "activation")
-        base = read.get(fresh.storage)
-        if base is None or base.kind == "activation":
-            return fresh
-        view = Value(fresh.index, fresh.shape, fresh.dtype, fresh.storage, fresh.storage_bytes, base.kind, base.name)
-        self._values[id(t)] = self.graph.values[fresh.index] = view
-        return view
-
-
-# Activation functions and normalisation have an output like their input; PyTorch takes up to milliseconds to find out.
-_LIKE_INPUT = {
-    getattr(torch.ops.aten, name).default
-    for name in ("relu", "gelu", "silu", "hardswish", "hardsigmoid", "hardtanh", "leaky_relu", "sigmoid", "tanh")
-}
-
-
-class _Shape:
-    """What is left of a meta tensor when its identity is taken away."""
-
-    def __init__(self, t: Tensor) -> None:
-        self.size, self.stride, self.dtype = t.size(), t.stride(), t.dtype
-
-    def empty(self) -> Tensor:
-        return torch.empty_strided(self.size, self.stride, dtype=self.dtype, device="meta")
-
-
-def _key(tree: Any) -> Any:
-    """Arguments as a dictionary key: tensors by shape, numbers together with their type."""
-    if isinstance(tree, Tensor):
-        return tree.size(), tree.stride(), tree.dtype
-    if isinstance(tree, tuple | list):
-        return tuple(_key(item) for item in tree)
-    if isinstance(tree, dict):
-        return tuple((name, _key(item)) for name, item in tree.items())
-    return type(tree), tree
-
-
-def _to_meta(t: Tensor) -> Tensor:
-    if t.is_meta:
-        return t.detach()
-    return torch.empty_strided(t.size(), t.stride(), dtype=t.dtype, device="meta")
+    return restore

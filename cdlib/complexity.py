@@ -3,14 +3,16 @@
 The counting rule, in one place:
 
 - *params*: elements of `parameters()`, a shared one once, and the weights and biases inside packed int8 modules,
-  which `parameters()` does not show. *nonzero_params*: those that differ from zero. *weight_bytes*: their bytes.
+  which `parameters()` does not show. *weight_bytes*: their bytes. *nonzero_params*: those that differ from zero, after
+  the masks of `torch.nn.utils.prune`.
 - *macs*: multiply-accumulates of convolutions, linear layers and matrix products, attention and functional calls
   included; a module that is called twice counts twice. Biases, normalisation, activations and pooling count nothing.
   *flops* = 2 x macs.
-- *activation_bytes*: bytes of the tensors that operators make and that are read later or returned. A view or an
-  in-place operator makes none.
+- *activation_bytes*: bytes of the tensors that operators compute from the input and that are read later or returned. A
+  view or an in-place operator makes none; what is computed from weights alone is none.
 - *peak_activation_bytes*: the most bytes of activations, network inputs included, that must be alive at once: each from
-  the operator that makes it to the last one that reads it. Workspace inside an operator is not counted.
+  the operator that makes it to the last one that reads it. It is a floor: workspace inside an operator is not counted,
+  nor what a variable holds on to after its last use.
 
 All are for one sample at inference, whatever the batch size of the example. What runs on the machine is measured by
 `cdlib.report`; this module only counts.

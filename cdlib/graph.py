@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, is_dataclass
 from functools import cached_property
 from typing import Any, Literal
 
@@ -35,7 +35,7 @@ class Value:
     storage_bytes : int
         Size of that memory block, in bytes.
     kind : str
-        "input", "parameter", "buffer", "constant" (a tensor of nobody's) or "activation" (made by an operator).
+        "input", "parameter", "buffer"; "activation" (computed from the input) or "constant" (from anything else).
     name : str
         The parameter or buffer that this is, or is a view of; otherwise empty.
     """
@@ -116,7 +116,7 @@ class Graph:
 
 
 def leaves(tree: Any) -> list[Any]:
-    """Everything inside nested tuples, lists and dictionaries, in order."""
+    """Everything inside nested tuples, lists, dictionaries and dataclasses, in order."""
     found: list[Any] = []
     _collect(tree, found)
     return found
@@ -125,6 +125,8 @@ def leaves(tree: Any) -> list[Any]:
 def _collect(tree: Any, found: list[Any]) -> None:
     if isinstance(tree, dict):
         tree = tree.values()
+    elif is_dataclass(tree) and not isinstance(tree, (type, Value)):
+        tree = vars(tree).values()
     elif not isinstance(tree, (tuple, list)):
         found.append(tree)
         return
@@ -133,7 +135,7 @@ def _collect(tree: Any, found: list[Any]) -> None:
 
 
 def tensors(tree: Any) -> list[Tensor]:
-    """The tensors inside nested tuples, lists and dictionaries, in order."""
+    """The tensors among the `leaves`, in order."""
     return [leaf for leaf in leaves(tree) if isinstance(leaf, Tensor)]
 
 

@@ -88,7 +88,7 @@ def layer_table(
         layer = layer_of.get(name, name.rpartition(".")[0])
         row = rows.setdefault(layer, _empty_row(layer, graph, None))
         row["params"] += weight.numel()
-        row["nonzero_params"] += _nonzero(weight)
+        row["nonzero_params"] += _nonzero(_masked(graph, name, weight))
         row["weight_bytes"] += weight.numel() * weight.element_size()
     for row in rows.values():
         row["flops"] = 2 * row["macs"]
@@ -112,6 +112,14 @@ def _layers_of_parameters(graph: Graph, names: list[str]) -> dict[str, str]:
                 if value.kind == "parameter":
                     layer_of.setdefault(value.name, names[op.index])
     return layer_of
+
+
+def _masked(graph: Graph, name: str, weight: Tensor) -> Tensor:
+    """Return what the network computes with where `torch.nn.utils.prune` keeps a mask beside a parameter."""
+    owner, _, own = name.rpartition(".")
+    masked = own.removesuffix("_orig")
+    mask = getattr(graph.modules.get(owner), f"{masked}_mask", None)
+    return weight * mask if own != masked and isinstance(mask, Tensor) else weight
 
 
 def _nonzero(weight: Tensor) -> int:

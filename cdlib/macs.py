@@ -13,13 +13,13 @@ from cdlib.graph import Op, Value
 
 def macs_of(op: Op) -> int:
     """Return the multiply-accumulates of an operator; 0 for one that is no convolution, linear or matrix product."""
-    rule = _RULES.get(op.name)
+    rule = _RULES.get(_plain(op))
     return rule(op) if rule else 0
 
 
 def weight_of(op: Op) -> Value | None:
     """Return the parameter, or view of one, that a product multiplies with; None if it multiplies activations."""
-    operands = op.args[1:] if op.name in ("addmm", "addmv", "baddbmm", "addbmm") else op.args
+    operands = op.args[1:] if _plain(op) in ("addmm", "addmv", "baddbmm", "addbmm") else op.args
     weights = [v for v in operands if isinstance(v, Value) and v.kind == "parameter" and len(v.shape) > 1]
     return weights[-1] if weights else None
 
@@ -33,6 +33,11 @@ def label_of(op: Op) -> str:
     if "rnn" in op.name:
         return "rnn"
     return "linear" if "linear" in op.name or weight_of(op) else "matmul"
+
+
+def _plain(op: Op) -> str:
+    """The operator's name without the underscore that marks it as in-place."""
+    return op.name.rstrip("_")
 
 
 def _weight_shape(op: Op) -> tuple[int, ...]:
@@ -69,7 +74,7 @@ def _addbmm(op: Op) -> int:
 def _attention(op: Op) -> int:
     """Queries (..., n, d) times keys (..., m, d), then the n x m weights times values (..., m, e)."""
     query, key, value = op.args[:3]
-    n_by_m = query.numel // query.shape[-1] * key.shape[-2]
+    n_by_m = prod(op.outputs[0].shape[:-1]) * key.shape[-2]
     return n_by_m * (query.shape[-1] + value.shape[-1])
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import subprocess
 import sys
 from typing import Any
@@ -11,6 +12,7 @@ import torch
 import torchvision
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.utils import prune
 from torch.utils.flop_counter import FlopCounterMode
 
 import cdlib
@@ -96,6 +98,43 @@ def test_fused_attention_with_other_widths() -> None:
     assert profile.macs == 3 * 5 * 7 * 8 + 3 * 5 * 7 * 6 and profile.activation_bytes == 4 * 3 * 5 * 6
 
 
+def test_fused_attention_broadcasts_its_keys() -> None:
+    """Six heads of queries share one head of keys and values: 2 x 6 x 5 x 7 weights of 8 + 8 products each."""
+
+    class Attend(nn.Module):
+        def forward(self, q: Tensor, k: Tensor) -> Tensor:
+            return F.scaled_dot_product_attention(q, k, k)
+
+    model, q, k = Attend(), torch.randn(2, 6, 5, 8, device="meta"), torch.randn(2, 1, 7, 8, device="meta")
+    profile = cdlib.profile(model, (q, k), batch_dim=None)
+    with FlopCounterMode(display=False) as counter:
+        model(q, k)
+    assert 2 * profile.macs == counter.get_total_flops() == 2 * 2 * 6 * 5 * 7 * 16
+    assert profile.activation_bytes == 4 * q.numel()
+
+
+def test_what_is_computed_from_weights_alone_is_no_activation() -> None:
+    layer = nn.Conv2d(3, 8, 3)
+    plain = totals(layer, 3, 8, 8)
+    normed = totals(nn.utils.parametrizations.weight_norm(nn.Conv2d(3, 8, 3)), 3, 8, 8)
+    pruned = totals(prune.random_unstructured(layer, "weight", 0.5), 3, 8, 8)
+    for profile in (normed, pruned):
+        assert profile.macs == plain.macs and profile.peak_activation_bytes == plain.peak_activation_bytes
+        assert profile.activation_bytes == plain.activation_bytes
+    assert normed.params == plain.params + 8 and pruned.params == plain.params
+    assert plain.nonzero_params == 224 and pruned.nonzero_params == 224 - 108, "a mask is a zero"
+
+
+def test_a_buffer_that_the_network_fills_is_an_activation() -> None:
+    class Fills(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            out = torch.zeros(1, 6)
+            out[:, :4] = x
+            return out + 1
+
+    assert list(totals(Fills(), 4).timeline["live_bytes"])[-1] == 2 * 24
+
+
 @pytest.mark.parametrize(
     ("product", "macs"),
     [
@@ -104,8 +143,10 @@ def test_fused_attention_with_other_widths() -> None:
         (lambda x: torch.baddbmm(x.new_zeros(1, 4, 4), x, x.mT), 4 * 5 * 4),
         (lambda x: torch.addbmm(x.new_zeros(4, 4), x, x.mT), 4 * 5 * 4),
         (lambda x: x[0] @ x[0, 0], 4 * 5),
+        (lambda x: x.new_zeros(1, 4, 4).baddbmm_(x, x.mT), 4 * 5 * 4),
+        (lambda x: x.new_zeros(4, 4).addmm_(x[0], x[0].T), 4 * 5 * 4),
     ],
-    ids=["einsum", "matmul", "baddbmm", "addbmm", "matrix-vector"],
+    ids=["einsum", "matmul", "baddbmm", "addbmm", "matrix-vector", "baddbmm in place", "addmm in place"],
 )
 def test_matrix_products_of_activations(product: Any, macs: int) -> None:
     class Product(nn.Module):
@@ -174,6 +215,34 @@ def test_batch_in_another_dimension_or_none() -> None:
     assert cdlib.profile(nn.Linear(5, 7), torch.randn(5), batch_dim=None).macs == 35
     with pytest.raises(cdlib.CdlibError, match="batch_dim=None keeps it whole"):
         cdlib.profile(nn.Linear(5, 7), torch.randn(5))
+
+
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+def test_peak_does_not_depend_on_the_batch_either(device: str) -> None:
+    class DependsOnNumbers(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x + 1 if x.is_meta or x.sum() > -1e9 else x
+
+    class Twice(nn.Module):
+        def forward(self, x: Tensor, y: Tensor) -> Tensor:
+            return x + y
+
+    for batch in (1, 2, 7):
+        x = torch.ones(batch, 6, device=device)
+        assert cdlib.profile(DependsOnNumbers(), x).peak_activation_bytes == 2 * 24
+        assert cdlib.profile(Twice(), (x, x)).peak_activation_bytes == 2 * 24, "one tensor, given twice"
+
+
+def test_outputs_may_come_in_a_dataclass() -> None:
+    @dataclasses.dataclass
+    class Outputs:
+        logits: Tensor
+
+    class Wraps(nn.Module):
+        def forward(self, x: Tensor) -> Outputs:
+            return Outputs(x * 2)
+
+    assert totals(Wraps(), 6).activation_bytes == 24
 
 
 def test_peak_of_a_chain_is_its_largest_neighbours() -> None:

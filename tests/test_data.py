@@ -171,6 +171,14 @@ def test_batches_are_a_pure_function_of_seed_and_epoch() -> None:
     assert torch.equal(labels_and_images(0, 0), first)
     assert not torch.equal(labels_and_images(0, 1), first)
     assert not torch.equal(labels_and_images(1, 0), first)
+    orders = [torch.cat([y for _, y in data.batches(split, 16, seed=0, epoch=epoch)]).tolist() for epoch in range(4)]
+    assert len({tuple(order) for order in orders}) == 4
+
+
+@pytest.mark.parametrize(("size", "count"), [(18, 3), (19, 2), (54, 1), (55, 0)])
+def test_drop_last_leaves_out_incomplete_batches_only(size: int, count: int) -> None:
+    split = noise_dataset(60).train  # 54 images
+    assert [len(y) for _, y in data.batches(split, size, drop_last=True)] == [size] * count
 
 
 @pytest.mark.parametrize(("side", "reach", "flips"), [(8, 1, False), (16, 2, True), (33, 4, True)])

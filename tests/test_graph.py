@@ -89,6 +89,34 @@ def test_leaves_the_network_as_it_was(training: bool) -> None:
     assert torch.backends.mha.get_fastpath_enabled() and torch.is_grad_enabled()
 
 
+@pytest.mark.parametrize("on_meta", [True, False])
+def test_undoes_what_a_forward_changes(on_meta: bool) -> None:
+    """Caches, counters, replaced buffers, random numbers, and an input that is overwritten."""
+
+    class Changes(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.register_buffer("steps", torch.zeros(()))
+            self.register_buffer("last", torch.zeros(2))
+            self.cache: dict[str, torch.Tensor] = {}
+            self.seen = None
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            if not on_meta:
+                assert x.sum() > 0
+            self.steps += 1
+            self.cache["x"] = self.seen = x
+            self.last = x[0]
+            return x.mul_(2) + torch.rand(2)
+
+    model, x, rng = Changes(), torch.ones(3, 2), torch.get_rng_state()
+    assert capture(model, x).on_meta == on_meta
+    assert model.steps == 0 and model.cache == {} and model.seen is None
+    assert torch.equal(model.last, torch.zeros(2)) and "last" in dict(model.named_buffers())
+    assert torch.equal(x, torch.ones(3, 2)) and torch.equal(torch.get_rng_state(), rng)
+    model(x)
+
+
 def test_leaves_the_network_as_it_was_when_it_raises() -> None:
     class Raises(nn.Module):
         def forward(self, x: torch.Tensor) -> torch.Tensor:

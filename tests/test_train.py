@@ -95,6 +95,17 @@ def test_fit_uses_that_rate_and_records_the_last_of_each_epoch(monkeypatch: pyte
     assert history["epoch"].tolist() == [1, 2]
 
 
+def test_fit_trains_on_the_batches_of_each_epoch() -> None:
+    dataset, model, seen = data.load("digits"), plain_net(), []
+    model.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]) if torch.is_grad_enabled() else None)
+    fit(model, dataset, Recipe(epochs=2, batch_size=500), seed=3, progress=False)
+    expected = [
+        x for e in range(2) for x, _ in data.batches(dataset.train, 500, augment=True, seed=3, epoch=e, drop_last=True)
+    ]
+    assert len(seen) == 4
+    assert all(torch.equal(x, y) for x, y in zip(seen, expected, strict=True))
+
+
 def one_step_by_hand(recipe: Recipe, weight: np.ndarray, bias: np.ndarray, split: data.Split) -> list[np.ndarray]:
     """One step of softmax regression on all images at once, in NumPy, float64."""
     x, y = split.input(len(split)).double().flatten(1).numpy(), split.labels.numpy()
@@ -629,7 +640,11 @@ SEVERAL = Recipe(epochs=2, batch_size=64, lr=0.05, optimizer="sgd", weight_decay
 def in_two_processes(folder: Path) -> None:
     """Run in each of two processes."""
     rank = int(os.environ["RANK"])
-    plain = quiet_fit(plain_net(rank), SEVERAL)  # the first process's weights are everybody's
+    sizes = set()
+    model = plain_net(rank)  # the first process's weights are everybody's
+    model.register_forward_pre_hook(lambda _, inputs: sizes.add(len(inputs[0])) if torch.is_grad_enabled() else None)
+    plain = quiet_fit(model, SEVERAL)
+    assert sizes == {32}
     noisy = quiet_fit(small_net(), EVERYTHING, checkpoint=folder / "noisy.pt")
     again = quiet_fit(small_net(), EVERYTHING, checkpoint=folder / "noisy.pt")
     assert_same_bits(noisy, again)

@@ -85,7 +85,10 @@ def mcnemar(before: Tensor, after: Tensor) -> Paired:
     lost, gained = int((before & ~after).sum()), int((after & ~before).sum())
     disagreements, difference = lost + gained, gained - lost
     p_value = float(binomtest(lost, disagreements).pvalue) if disagreements else 1.0
-    needed = math.ceil(1.96**2 * len(before) * disagreements / difference**2) if difference else None
+    needed = None
+    if difference:  # by the normal approximation, which the exact test is a little stricter than
+        needed = math.ceil(1.96**2 * len(before) * disagreements / difference**2)
+        needed = max(needed, len(before) + 1) if p_value >= LEVEL else needed
     return Paired(len(before), lost, gained, p_value, needed)
 
 

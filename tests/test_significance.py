@@ -80,3 +80,11 @@ def test_wilsons_interval() -> None:
 def test_counts_that_make_no_sense_are_refused(successes: int, trials: int, level: float) -> None:
     with pytest.raises(CdlibError, match="successes <= trials"):
         wilson(successes, trials, level)
+
+
+def test_more_images_are_needed_than_were_too_few() -> None:
+    """9 lost and 2 gained of 1,000 are not enough by the exact test, though the approximation would do with fewer."""
+    before, after = torch.ones(1000, dtype=torch.bool), torch.ones(1000, dtype=torch.bool)
+    after[:9], before[-2:] = False, False
+    paired = mcnemar(before, after)
+    assert not paired.enough_data and paired.images_needed is not None and paired.images_needed > 1000

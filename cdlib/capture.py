@@ -12,7 +12,6 @@ Fused attention (`scaled_dot_product_attention`) is kept as one operator, as the
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -28,6 +27,9 @@ from cdlib.graph import Graph, map_tensors, tensors
 from cdlib.recorder import Recorder, once
 
 ExampleInput = Tensor | Sequence[Any]
+
+_HOOKS = set(vars(nn.Module())) - {"_parameters", "_buffers", "_modules"}
+"""What every module keeps for hooks and settings: many, nearly always empty, and nothing that a forward writes to."""
 
 
 def capture(model: nn.Module, example_input: ExampleInput, *, batch_dim: int | None = 0) -> Graph:
@@ -135,10 +137,14 @@ def _as_at_inference(model: nn.Module, recorder: Recorder) -> Iterator[None]:
 
 def _snapshot(model: nn.Module) -> Callable[[], None]:
     """Return what puts back all that a forward might change: attributes, entries of containers, values of buffers."""
-    modules = [module for module in model.modules() if not isinstance(module, torch.jit.ScriptModule)]
-    held = [vars(module) for module in modules]
-    containers = [value for attributes in held for value in attributes.values() if isinstance(value, dict | list | set)]
-    contents = [(kept, copy.copy(kept)) for kept in (*held, *containers)]
+    held = [vars(module) for module in model.modules() if not isinstance(module, torch.jit.ScriptModule)]
+    containers = [
+        value
+        for attributes in held
+        for name, value in attributes.items()
+        if isinstance(value, dict | list | set) and name not in _HOOKS
+    ]
+    contents: list[tuple[Any, Any]] = [(kept, kept.copy()) for kept in (*held, *containers)]
     buffers = [(b, b._version, b.detach().clone()) for b in model.buffers() if not b.is_inference()]
 
     def restore() -> None:

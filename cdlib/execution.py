@@ -22,6 +22,7 @@ from typing import Any
 
 from cdlib import notebooks
 from cdlib.chapters import Chapter, Value
+from cdlib.errors import CdlibError
 from cdlib.progress import Progress
 
 KEPT = 8  # runs kept of one chapter
@@ -78,14 +79,26 @@ def execute(jobs: list[Job], root: Path, workers: int, progress: bool) -> list[R
         Processes at a time.
     progress : bool
         Show progress on standard error.
+
+    Raises
+    ------
+    CdlibError
+        If that folder cannot be written to.
     """
+    folder = root / "_build" / "executed"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise CdlibError(
+            f"cannot write to {folder}: {error.strerror}; make it writable or use another checkout."
+        ) from error
     around = surroundings(root)
     results: dict[int, Result] = {}
     waiting: list[tuple[int, _Run]] = []
     running: list[tuple[int, _Run]] = []
     with Progress(progress) as show:
         for index, job in enumerate(jobs):
-            run = _Run(job, root, root / "_build" / "executed" / f"{job.chapter.name}.{key(job, around)}.ipynb")
+            run = _Run(job, root, folder / f"{job.chapter.name}.{key(job, around)}.ipynb")
             kept = run.kept()
             if kept:
                 results[index] = kept
@@ -162,7 +175,6 @@ class _Run:
         import yaml
 
         chapter = self.job.chapter
-        self.path.parent.mkdir(parents=True, exist_ok=True)
         self.folder = Path(tempfile.mkdtemp(prefix=f".{chapter.name}.", dir=self.path.parent))
         nbformat.write(chapter.source, self.folder / "in.ipynb")
         changed = {name: value for name, value in self.job.parameters.items() if value != chapter.parameters[name]}

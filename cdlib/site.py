@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import shutil
+import signal
 import sys
 import warnings
 from collections.abc import Iterator, Sequence
@@ -25,6 +26,7 @@ MATHJAX = ("tex-chtml.js", "input/tex/extensions/", "output/chtml/fonts/woff-v2/
 
 def main(arguments: Sequence[str]) -> int:
     """Do what the Makefile asks and return the exit code: 1 if a chapter or the build failed, 2 for bad input."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # being told to end, too, leaves no kernel running
     actions = {"book": _book, "chapter": _chapter, "pair": _pair}
     try:
         action, *rest = arguments or ["book"]
@@ -214,13 +216,11 @@ def _copy_mathjax(to: Path) -> None:
 
 
 def _table(results: Sequence[Result]) -> str:
-    rows = ["| chapter | profile's values changed | run time |", "| --- | --- | ---: |"]
+    rows = ["| chapter | changed from the quick profile | run time |", "| --- | --- | ---: |"]
     for result in results:
         own = result.chapter.parameters
         changed = ", ".join(f"`{name} = {value!r}`" for name, value in result.parameters.items() if value != own[name])
-        rows.append(
-            f"| {{doc}}`/notebooks/{result.chapter.name}` | {changed or 'none: quick'} | {result.seconds:.0f} s |"
-        )
+        rows.append(f"| {{doc}}`/notebooks/{result.chapter.name}` | {changed or 'nothing'} | {result.seconds:.0f} s |")
     return "\n".join(rows)
 
 

@@ -110,8 +110,8 @@ def _torchvision(name: str, root: Path, download: bool) -> Source:
         parts = [kind(str(root), train=train, download=download) for train in (True, False)]
     except (OSError, RuntimeError, HTTPException) as error:
         raise CdlibError(
-            f"{name} is not in {root} and was not fetched ({error}); "
-            f"fetch {kind.url} (MD5 {kind.tgz_md5}) and put it there as {root / kind.filename}."
+            f"no {name} in {root} ({error}); run cdlib data fetch {name} where there is a network, "
+            f"or put {kind.url} (MD5 {kind.tgz_md5}) there as {root / kind.filename}."
         ) from error
     train, test = (Arrays(p.data.transpose(0, 3, 1, 2).copy(), np.array(p.targets, np.int64)) for p in parts)
     return Source(tuple(parts[0].classes), train, test, flips=True)

@@ -428,7 +428,7 @@ def test_a_failed_download_says_what_to_fetch_and_where_to(tmp_path: Path, monke
     assert str(target) in str(caught.value)
     assert "\n" not in str(caught.value)
     target.write_bytes(b"truncated")
-    with pytest.raises(CdlibError, match="was not fetched"):
+    with pytest.raises(CdlibError, match="run cdlib data fetch"):
         data.check("cifar10")
 
 

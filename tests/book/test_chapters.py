@@ -134,6 +134,13 @@ def test_refuses_before_anything_runs(small_book: Book, how: dict[str, object], 
     assert trace(book) == [] and not (book / "_build").exists()
 
 
+def test_an_unwritable_build_folder_is_named(small_book: Book) -> None:
+    book = small_book(_01_first=[PARAMETERS])
+    (book / "_build").write_text("in the way")
+    with pytest.raises(CdlibError, match=r"cannot write to .*_build/executed: "):
+        run(book)
+
+
 def test_a_failing_chapter_is_named_and_the_others_finish(small_book: Book, capsys: pytest.CaptureFixture[str]) -> None:
     book = small_book(
         _01_breaks=[PARAMETERS, "# why\nwidth = 1 / seed\nwidth"],

@@ -193,6 +193,8 @@ def _typed(chapter: Chapter, name: str, value: object) -> Value:
             found = value
     if wanted is float and type(found) is int:
         found = float(found)
+    if isinstance(found, str) and found.startswith("folder:"):  # chapters run in another folder than the user's
+        found = f"folder:{Path(found.removeprefix('folder:')).expanduser().absolute()}"
     if type(found) is not wanted:
         kinds = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
         expected = f"{kinds[wanted]}, like its default {default!r}"

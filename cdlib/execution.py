@@ -238,11 +238,16 @@ class _Run:
 
 
 def _environment(folder: Path) -> dict[str, str]:
-    """Return the environment of a kernel: one thread, this Python, and nothing of the user's own IPython settings."""
+    """Return the environment of a kernel: one thread, this Python, and nothing of the user's own IPython settings.
+
+    A chapter runs in another folder than the user's, so that relative places become absolute.
+    """
+    data = os.environ.get("CDLIB_DATA")
+    places = {"CDLIB_DATA": str(Path(data).expanduser().absolute())} if data else {}
     threads = {f"{name}_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1") for name in ("OMP", "MKL", "OPENBLAS")}
     quiet = {"PYTHONWARNINGS": "ignore:IProgress not found", "PYDEVD_DISABLE_FILE_VALIDATION": "1"}
     fixed = {"JUPYTER_PREFER_ENV_PATH": "1", "IPYTHONDIR": str(folder / "ipython"), "PYTHONHASHSEED": "0"}
-    return {**os.environ, **threads, **quiet, **fixed}
+    return {**os.environ, **threads, **quiet, **fixed, **places}
 
 
 def _prune(folder: Path, name: str) -> None:

@@ -436,7 +436,7 @@ def test_check_never_downloads(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) 
     import urllib.request
 
     monkeypatch.setattr(urllib.request, "urlopen", lambda *a, **k: pytest.fail("went to the network"))
-    with pytest.raises(CdlibError, match="cifar100 is not in"):
+    with pytest.raises(CdlibError, match="no cifar100 in"):
         data.check("cifar100")
     facts = data.check("digits")
     assert facts["train"] + facts["validation"] + facts["test"] == 1797

@@ -92,6 +92,15 @@ def test_what_a_chapter_depends_on_makes_it_run_again(small_book: Book, monkeypa
     assert len(set(keys)) == len(keys)
 
 
+def test_relative_places_are_the_users_not_the_chapters(small_book: Book, monkeypatch: pytest.MonkeyPatch) -> None:
+    book = small_book(_01_place=['data = "digits"', "import os\nprint(data, os.environ['CDLIB_DATA'])"])
+    monkeypatch.chdir(book)
+    monkeypatch.setenv("CDLIB_DATA", "images")
+    [result] = chapters.run(["01"], parameters={"data": "folder:images"}, root=book, progress=False)
+    assert result.error is None
+    assert f"folder:{book}/images {book}/images" in result.path.read_text()
+
+
 def test_parameters_reach_the_chapter_with_the_type_of_their_default(small_book: Book) -> None:
     book = small_book(_01_first=[PARAMETERS, LEAVE_A_TRACE])
     [result] = run(book, parameters={"seed": "3", "lr": "1e-3", "data": "07", "fast": "false"})

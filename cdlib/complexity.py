@@ -38,10 +38,20 @@ class Profile:
 
     Attributes
     ----------
-    params, macs, flops, weight_bytes, activation_bytes, peak_activation_bytes : int
-        Totals; the module's docstring has the counting rule. Bytes are bytes, counts are units.
+    params : int
+        Parameters. For this and the other totals, the module's docstring has the counting rule.
     nonzero_params : int or None
-        None if the network is on the meta device, whose parameters have no values.
+        Those that differ from zero; None if the network is on the meta device, whose parameters have no values.
+    macs : int
+        Multiply-accumulates.
+    flops : int
+        Floating-point operations, 2 x `macs`.
+    weight_bytes : int
+        Bytes of the parameters.
+    activation_bytes : int
+        Bytes of all activations.
+    peak_activation_bytes : int
+        Most bytes of activations that must be alive at once.
     layers : pandas.DataFrame
         A row per layer in the order of the run, indexed by name: ``kind``, ``output_shape`` and the seven counts. A
         layer is a module that does work or holds parameters of its own; one that calls several products directly

@@ -35,8 +35,10 @@ class Split:
         For example "digits/test".
     images : Tensor, uint8 [N, C, H, W]
     labels : Tensor, int64 [N]
-    mean, std : tuple of float
+    mean : tuple of float
         Per channel, of the pixels of the *training* split, in units of 0..1: what batches are normalised with.
+    std : tuple of float
+        Their standard deviation, likewise.
     flips : bool
         Whether a mirrored image is as good an image: true of natural images, not of digits.
     fingerprint : str
@@ -80,8 +82,12 @@ class Dataset:
     ----------
     name : str
     classes : tuple of str
-    train, validation, test : Split
-        Disjoint. `validation` is empty if it was loaded with `validation=0`.
+    train : Split
+        What networks learn from.
+    validation : Split
+        What choices are made on; empty if it was loaded with `validation=0`.
+    test : Split
+        What results are measured on. The three are disjoint.
     """
 
     name: str

@@ -60,10 +60,20 @@ class Measurement:
         bool [N]: which images were classified correctly.
     file_bytes : int
         The serialised artefact: a given file, else `torch.save` of the state_dict.
-    params, nonzero_params, macs, weight_bytes, peak_activation_bytes : int
-        Counted, by the rule of `cdlib.complexity`; the peak is that of the tensors that must be alive.
-    latency_p50_ms, latency_p95_ms : float
-        Percentiles over `runs` forward passes.
+    params : int
+        Parameters; this and the next four are counted, by the rule of `cdlib.complexity`.
+    nonzero_params : int or None
+        Those that differ from zero; None on the meta device.
+    macs : int
+        Multiply-accumulates for one sample.
+    weight_bytes : int
+        Bytes of the parameters.
+    peak_activation_bytes : int
+        Most bytes of activations that must be alive at once.
+    latency_p50_ms : float
+        Half of the `runs` forward passes were at most as long.
+    latency_p95_ms : float
+        95 % of them were.
     peak_memory_bytes : int or None
         The allocator's peak during a forward pass, weights apart; None on a device that keeps no account.
     runs : int

@@ -30,8 +30,10 @@ class Comparison:
 
     Attributes
     ----------
-    before, after : Measurement
-        Measured on the same data, input and machine.
+    before : Measurement
+        Of the original network.
+    after : Measurement
+        Of the compressed one, on the same data, input and machine.
     frame : pandas.DataFrame
         Index: the names of `QUANTITIES` known of both. Columns `before`, `after`, `change` (their difference) and
         `relative` (difference over before). Raw units: bytes, counts, milliseconds; the accuracy is a share, its

@@ -23,8 +23,10 @@ class Paired:
     ----------
     images : int
         Images classified by both.
-    lost, gained : int
-        Images that only the first, only the second network gets right. All others say nothing about the difference.
+    lost : int
+        Images that only the first network gets right.
+    gained : int
+        Images that only the second gets right. All others say nothing about the difference.
     p_value : float
         Two-sided: the chance of a split at least as uneven, if each of the disagreements were a coin's toss. 1 if
         there is none.

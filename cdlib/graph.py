@@ -142,7 +142,7 @@ def tensors(tree: Any) -> list[Tensor]:
 def map_tensors(function: Callable[[Any], Any], tree: Any, kind: type = Tensor) -> Any:
     """The same nest of tuples, lists and dictionaries with `function` applied to its tensors (or leaves of `kind`).
 
-    PyTorch's own tree functions know many more containers and took half of the time of a capture.
+    PyTorch's own tree functions know many more containers and took a third of the time of a capture.
     """
     if isinstance(tree, kind):
         return function(tree)

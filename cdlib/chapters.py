@@ -17,6 +17,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from cdlib import files
 from cdlib.errors import CdlibError, unknown
 
 if TYPE_CHECKING:
@@ -66,11 +67,9 @@ def checkout() -> Path:
     CdlibError
         If there is none.
     """
-    here = Path.cwd()
-    for place in (here, *here.parents):
-        if (place / "_config.yml").is_file():
-            return place
-    raise CdlibError(f"no book here: no _config.yml in {here} or above; run inside the checkout.")
+    if place := files.checkout():
+        return place
+    raise CdlibError(f"no book here: no _config.yml in {Path.cwd()} or above; run inside the checkout.")
 
 
 def find(root: Path | None = None) -> list[Chapter]:

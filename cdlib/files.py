@@ -1,4 +1,4 @@
-"""Writing a file so that a reader sees the whole of it or none, whatever happens to the writer."""
+"""Where the checkout is; and writing a file so that a reader sees the whole of it or none."""
 
 from __future__ import annotations
 
@@ -7,6 +7,12 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
+
+
+def checkout() -> Path | None:
+    """Return the first folder with a ``_config.yml`` from the current one upwards, or None."""
+    here = Path.cwd()
+    return next((place for place in (here, *here.parents) if (place / "_config.yml").is_file()), None)
 
 
 @contextlib.contextmanager

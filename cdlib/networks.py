@@ -61,16 +61,7 @@ def alexnet_cifar(classes: int = 10) -> nn.Module:
 
 def vgg16_cifar(classes: int = 10, *, norm: bool = False) -> nn.Module:
     """VGG-16 for 32x32 with the 512-512-classes classifier of the OTO papers (15.25 M with batch normalisation)."""
-    head = nn.Sequential(
-        nn.Linear(512, 512),
-        nn.ReLU(inplace=True),
-        nn.Dropout(),
-        nn.Linear(512, 512),
-        nn.ReLU(inplace=True),
-        nn.Dropout(),
-        nn.Linear(512, classes),
-    )
-    return _initialised(_network(_plain(3, VGG16, norm=norm), head), "fan_in")
+    return _initialised(_network(_plain(3, VGG16, norm=norm), _three_linear(512, 512, classes)), "fan_in")
 
 
 def resnet_cifar(depth: int, classes: int = 10) -> nn.Module:
@@ -112,16 +103,8 @@ def convnext(size: str, classes: int = 10, *, stem: int = 4, drop_path: float | 
 def alexnet_mini(classes: int = 10, *, in_channels: int = 3) -> nn.Module:
     """A small AlexNet: five convolutions hold the work, three linear layers most of the parameters (0.11 M)."""
     widths = (16, "pool", 32, "pool", 48, 32, 32)
-    head = nn.Sequential(
-        nn.Linear(4 * 32, 192),
-        nn.ReLU(inplace=True),
-        nn.Dropout(),
-        nn.Linear(192, 192),
-        nn.ReLU(inplace=True),
-        nn.Dropout(),
-        nn.Linear(192, classes),
-    )
-    return _initialised(_network(_plain(in_channels, widths, norm=False), head, pool=2), "fan_in")
+    features = _plain(in_channels, widths, norm=False)
+    return _initialised(_network(features, _three_linear(4 * 32, 192, classes), pool=2), "fan_in")
 
 
 def vgg_mini(classes: int = 10, *, in_channels: int = 3) -> nn.Module:
@@ -215,6 +198,14 @@ def _network(features: nn.Module, head: nn.Module, *, pool: int = 1) -> nn.Seque
     """Join features, pooling to `pool` x `pool`, and a classifier."""
     parts = {"features": features, "pool": nn.AdaptiveAvgPool2d(pool), "flatten": nn.Flatten(), "classifier": head}
     return nn.Sequential(OrderedDict(parts))
+
+
+def _three_linear(inputs: int, width: int, classes: int) -> nn.Sequential:
+    """The classifier of AlexNet and VGG: two hidden layers with dropout, then the logits."""
+    hidden: list[nn.Module] = []
+    for features in (inputs, width):
+        hidden += [nn.Linear(features, width), nn.ReLU(inplace=True), nn.Dropout()]
+    return nn.Sequential(*hidden, nn.Linear(width, classes))
 
 
 def _plain(in_channels: int, widths: Sequence[int | str], *, norm: bool) -> nn.Sequential:

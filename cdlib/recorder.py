@@ -105,7 +105,7 @@ class Recorder(TorchDispatchMode):
             return args[0]  # in place, element by element: nothing but numbers changes
         if func._schema.is_mutable or any(returned.alias_info for returned in func._schema.returns):
             return func(*args, **kwargs)
-        if func in _LIKE_INPUT:
+        if func in _LIKE_INPUT and args[0].is_floating_point():
             return torch.empty_like(args[0])
         if func is torch.ops.aten.native_batch_norm.default and not args[5]:  # at inference it saves no statistics
             return torch.empty_like(args[0]), args[0].new_empty(0), args[0].new_empty(0)

@@ -279,6 +279,11 @@ def test_peak_keeps_the_base_of_a_view_and_what_is_returned() -> None:
     assert list(profile.timeline["live_bytes"]) == [2 * size, size + size // 2, size + size // 2 + size]
 
 
+def test_an_activation_function_of_integers_makes_floats() -> None:
+    profile = cdlib.profile(nn.Sigmoid(), torch.ones(2, 6, dtype=torch.int64))
+    assert profile.activation_bytes == 4 * 6 and profile.peak_activation_bytes == 8 * 6 + 4 * 6
+
+
 def test_bytes_follow_the_data_type() -> None:
     model = nn.Linear(8, 4).bfloat16()
     profile = cdlib.profile(model, torch.randn(1, 8, dtype=torch.bfloat16))

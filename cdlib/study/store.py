@@ -20,6 +20,7 @@ from typing import Any
 
 import pandas as pd
 
+from cdlib import files
 from cdlib.errors import CdlibError
 from cdlib.study.values import canonical, checked
 
@@ -41,12 +42,10 @@ def folder() -> Path:
     """
     if given := os.environ.get("CDLIB_RESULTS"):
         return Path(given).expanduser().absolute()
-    here = Path.cwd()
-    for place in (here, *here.parents):
-        if (place / "_config.yml").is_file():
-            return place / "results"
+    if place := files.checkout():
+        return place / "results"
     raise CdlibError(
-        f"no results folder: no _config.yml in {here} or above; run inside the checkout or set CDLIB_RESULTS."
+        f"no results folder: no _config.yml in {Path.cwd()} or above; run inside the checkout or set CDLIB_RESULTS."
     )
 
 

@@ -11,16 +11,48 @@ from typing import TYPE_CHECKING, Any
 from cdlib.errors import CdlibError
 
 if TYPE_CHECKING:
-    from cdlib import chapters, data, models, plots, report, study, train
+    from cdlib import chapters, data, models, plots, pruning, report, study, train
     from cdlib.complexity import Profile, profile
+    from cdlib.pruning.files import load, save
+    from cdlib.pruning.groups import Groups, find_groups
+    from cdlib.pruning.subnet import remove, zero
 
 __version__ = "0.1.0"
-__all__ = ["CdlibError", "Profile", "chapters", "data", "models", "plots", "profile", "report", "study", "train"]
+__all__ = [
+    "CdlibError",
+    "Groups",
+    "Profile",
+    "chapters",
+    "data",
+    "find_groups",
+    "load",
+    "models",
+    "plots",
+    "profile",
+    "pruning",
+    "remove",
+    "report",
+    "save",
+    "study",
+    "train",
+    "zero",
+]
+
+_FROM = {
+    "Profile": "cdlib.complexity",
+    "profile": "cdlib.complexity",
+    "Groups": "cdlib.pruning.groups",
+    "find_groups": "cdlib.pruning.groups",
+    "remove": "cdlib.pruning.subnet",
+    "zero": "cdlib.pruning.subnet",
+    "save": "cdlib.pruning.files",
+    "load": "cdlib.pruning.files",
+}
 
 
 def __getattr__(name: str) -> Any:
-    if name in ("Profile", "profile"):
-        return getattr(import_module("cdlib.complexity"), name)
+    if name in _FROM:
+        return getattr(import_module(_FROM[name]), name)
     if name in __all__:
         return import_module(f"cdlib.{name}")
     raise AttributeError(f"module 'cdlib' has no attribute {name!r}")

@@ -57,19 +57,23 @@ def capture(model: nn.Module, example_input: ExampleInput, *, batch_dim: int | N
     if not isinstance(model, nn.Module):
         raise CdlibError(f"model is {type(model).__name__!r}, not a torch.nn.Module; pass the network itself.")
     model = getattr(model, "_orig_mod", model)  # torch.compile wraps the network that we want to see
-    args = _one_sample(example_input, batch_dim)
-    try:
-        return _run(model, args, on_meta=True)
-    except Exception as on_meta:
-        if any(t.is_meta for t in [*model.parameters(), *model.buffers()]):
-            raise _failure(model, args, batch_dim, on_meta) from on_meta
-    try:
-        return _run(model, args, on_meta=False)
-    except Exception as real:
-        raise _failure(model, args, batch_dim, real) from real
+    args = one_sample(example_input, batch_dim)
+    graph, error = run(model, args, on_meta=True)
+    if error is not None and not any(t.is_meta for t in [*model.parameters(), *model.buffers()]):
+        graph, error = run(model, args, on_meta=False)
+    if error is not None:
+        raise _failure(model, args, batch_dim, error) from error
+    return graph
 
 
-def _one_sample(example_input: ExampleInput, batch_dim: int | None) -> tuple[Any, ...]:
+def one_sample(example_input: ExampleInput, batch_dim: int | None) -> tuple[Any, ...]:
+    """Return the arguments of a network for the first sample of an input.
+
+    Raises
+    ------
+    CdlibError
+        If the input is no tensor or tuple, or has no such dimension.
+    """
     args = (example_input,) if isinstance(example_input, Tensor) else example_input
     if not isinstance(args, tuple | list) or not tensors(args):
         raise CdlibError(
@@ -101,13 +105,17 @@ def _failure(model: nn.Module, args: tuple[Any, ...], batch_dim: int | None, err
     )
 
 
-def _run(model: nn.Module, args: tuple[Any, ...], *, on_meta: bool) -> Graph:
+def run(model: nn.Module, args: tuple[Any, ...], *, on_meta: bool) -> tuple[Graph, Exception | None]:
+    """Run a network once, and return what ran and what it raised, if it did not come to its end."""
     recorder = Recorder(model, on_meta)
-    args = recorder.enter_inputs(args)
-    with _as_at_inference(model, recorder), recorder:
-        outputs = model(*args)
-    recorder.graph.outputs = tuple(recorder.value(t) for t in tensors(outputs))
-    return recorder.graph
+    try:
+        args = recorder.enter_inputs(args)
+        with _as_at_inference(model, recorder), recorder:
+            outputs = model(*args)
+        recorder.graph.outputs = tuple(recorder.value(t) for t in tensors(outputs))
+    except Exception as error:
+        return recorder.graph, error
+    return recorder.graph, None
 
 
 @contextmanager
@@ -124,7 +132,7 @@ def _as_at_inference(model: nn.Module, recorder: Recorder) -> Iterator[None]:
             module.training = False
         hooks = (
             register_module_forward_pre_hook(recorder.enter_module),
-            register_module_forward_hook(recorder.leave_module, always_call=True),
+            register_module_forward_hook(recorder.leave_module, with_kwargs=True, always_call=True),
         )
         for hook in hooks:
             undo.callback(hook.remove)

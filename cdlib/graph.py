@@ -99,19 +99,46 @@ class Op:
         return self.target._schema.is_mutable or any(value.storage not in read for value in self.outputs)
 
 
+@dataclass(frozen=True, eq=False)
+class Call:
+    """One call of a module.
+
+    Attributes
+    ----------
+    module : str
+        Qualified name of the module.
+    start, stop : int
+        The operators that ran meanwhile are ``ops[start:stop]``.
+    inputs : tuple
+        Its positional and its keyword arguments, every tensor replaced by its `Value`.
+    outputs
+        What it returned, likewise.
+    """
+
+    module: str
+    start: int
+    stop: int
+    inputs: tuple[Any, Any]
+    outputs: Any
+
+
 @dataclass(eq=False)
 class Graph:
     """A captured network: `ops` in the order of the run, over `values`.
 
-    `modules` maps the qualified name of every module of the network to the module; `on_meta` says whether the run was
-    made of shapes only (True) or of real numbers.
+    `calls` are the calls of modules in the order in which they returned, that of the network last; `modules` maps the
+    qualified name of every module of the network to the module; `constants` holds the tensors that are neither input
+    nor parameter nor buffer nor computed, by the index of their value; `on_meta` says whether the run was made of
+    shapes only (True) or of real numbers.
     """
 
     ops: list[Op] = field(default_factory=list)
     values: list[Value] = field(default_factory=list)
     inputs: tuple[Value, ...] = ()
     outputs: tuple[Value, ...] = ()
+    calls: list[Call] = field(default_factory=list)
     modules: dict[str, nn.Module] = field(default_factory=dict)
+    constants: dict[int, Tensor] = field(default_factory=dict)
     on_meta: bool = True
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
-from cdlib.graph import Graph, Kind, Op, Value, leaves, map_tensors, tensors
+from cdlib.graph import Call, Graph, Kind, Op, Value, leaves, map_tensors, tensors
 
 
 class Recorder(TorchDispatchMode):
@@ -22,6 +22,7 @@ class Recorder(TorchDispatchMode):
         self.graph = Graph(modules=modules, on_meta=on_meta)
         self._module_names = {id(module): name for name, module in modules.items()}
         self._stack: list[tuple[str, int]] = [("", 0)]
+        self._starts: list[int] = []
         self._calls = 0
         self._keep: list[Tensor] = []
         self._values: dict[int, Value] = {}
@@ -40,10 +41,16 @@ class Recorder(TorchDispatchMode):
         """Note that a module is called."""
         self._calls += 1
         self._stack.append((self._module_names.get(id(module), self._stack[-1][0]), self._calls))
+        self._starts.append(len(self.graph.ops))
 
-    def leave_module(self, module: nn.Module, args: Any, output: Any) -> None:
-        """Note that the last module called returns."""
-        self._stack.pop()
+    def leave_module(self, module: nn.Module, args: Any, *kwargs_and_output: Any) -> None:
+        """Note that the last module called returns. There are no keyword arguments if it raised."""
+        name, _ = self._stack.pop()
+        start = self._starts.pop()
+        if len(kwargs_and_output) == 2 and id(module) in self._module_names:
+            given = map_tensors(self.value, (args, kwargs_and_output[0]))
+            output = map_tensors(self.value, kwargs_and_output[1])
+            self.graph.calls.append(Call(name, start, len(self.graph.ops), given, output))
 
     # Tensors.
 
@@ -55,7 +62,11 @@ class Recorder(TorchDispatchMode):
 
     def value(self, t: Tensor) -> Value:
         """Return the value that stands for a tensor."""
-        return self._values[id(t)] if id(t) in self._values else self._new(t, "constant")
+        if id(t) in self._values:
+            return self._values[id(t)]
+        value = self._new(t, "constant")
+        self.graph.constants[value.index] = t
+        return value
 
     def _new(self, t: Tensor, kind: Kind, name: str = "") -> Value:
         if id(t) in self._values:

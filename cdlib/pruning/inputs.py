@@ -1,0 +1,61 @@
+"""What networks and inputs cannot be pruned, said before any work starts."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from cdlib.errors import CdlibError
+from cdlib.graph import tensors
+
+
+def check(model: Any, example_input: Any) -> None:
+    """Raise if a network is not one that can be cut, or is on another device than its input.
+
+    Raises
+    ------
+    CdlibError
+        For what is no network, a compiled, scripted, exported, quantised or uninitialised one, one whose parameters
+        share memory without being the same, and for an input on another device.
+    """
+    if not isinstance(model, nn.Module):
+        raise CdlibError(f"model is {type(model).__name__!r}, not a torch.nn.Module; pass the network itself.")
+    name = type(model).__name__
+    if hasattr(model, "_orig_mod") or any(m._compiled_call_impl is not None for m in model.modules()):
+        raise CdlibError(f"{name} is compiled: pass the network as it was before torch.compile, and compile the result.")
+    if any(isinstance(module, torch.jit.ScriptModule) for module in model.modules()):
+        raise CdlibError(f"{name} is compiled by torch.jit: pass the Python network that it was made from.")
+    for path, module in model.named_modules():
+        kind = type(module)
+        if ".quantized." in kind.__module__ or "quantization" in kind.__module__.split("."):
+            raise CdlibError(f"{path or name} is quantised ({kind.__name__}): prune the float network, then quantise.")
+    held = dict(model.named_parameters()) | dict(model.named_buffers())
+    for path, tensor in held.items():
+        if isinstance(tensor, nn.parameter.UninitializedTensorMixin):
+            raise CdlibError(f"{path} has no shape yet: run the network once, then prune it.")
+        if tensor.is_quantized or (tensor.dtype in (torch.int8, torch.uint8) and isinstance(tensor, nn.Parameter)):
+            raise CdlibError(f"{path} is quantised ({tensor.dtype}): prune the float network, then quantise.")
+    _check_memory(held)
+    devices = {tensor.device.type for tensor in held.values()}
+    for tensor in tensors(example_input if isinstance(example_input, tuple | list) else (example_input,)):
+        if devices and tensor.device.type not in devices:
+            raise CdlibError(
+                f"example_input is on {tensor.device} and {name} on {', '.join(sorted(devices))}: "
+                "move one of them with .to(device)."
+            )
+
+
+def _check_memory(held: dict[str, torch.Tensor]) -> None:
+    seen: dict[int, str] = {}
+    for path, tensor in held.items():
+        if tensor.is_meta or tensor.layout != torch.strided or tensor.numel() == 0:
+            continue
+        place = tensor.untyped_storage().data_ptr()
+        if place in seen and held[seen[place]] is not tensor:
+            raise CdlibError(
+                f"{path} and {seen[place]} share memory without being the same parameter: "
+                f"make one of them a copy ({path}.data = {path}.data.clone()) or the same object."
+            )
+        seen[place] = path

@@ -1,0 +1,242 @@
+"""Walk through a captured network and carry labels from operator to operator.
+
+The walk knows nothing about models, only about operators: a rule per kind of operator (`cdlib.pruning.rules`) says
+which labels the outputs carry and what is to be noted in the `Ledger`. Whatever has no rule freezes the labels that it
+meets.
+
+When a reshape splits a labelled dimension, the result must stay rectangular, so either the inner or the outer part
+carries the labels and they are coupled across the other one: [heads * d] becomes [heads, d] with d removable, and
+[C * r * r] becomes [C, r, r] with C removable. The sizes do not tell which; the walk takes the innermost dimension first
+and, where that freezes the labels, tries the others.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import torch
+
+from cdlib.graph import Graph, Op, Value
+from cdlib.pruning.labels import Axis, Flags, Ids, Labels, Ledger
+
+STRUCTURAL = "would have to change a dimension that is not channels"
+"""How the reasons begin that another way to split a dimension may avoid."""
+
+
+MAKERS = set("expand repeat tile broadcast_to constant_pad_nd zeros ones full empty new_zeros new_ones new_full".split())
+"""Operators whose results have labels although their operands have none."""
+
+
+class Walk:
+    """One walk: `labels` holds the labels of every value of the graph, `ledger` what was found out about them.
+
+    Parameters
+    ----------
+    graph : Graph
+        Of the network.
+    splits : dict, optional
+        For reshapes (by the operator's index), which of the possible dimensions carries the labels.
+    consumed_only : set, optional
+        The parameter dimensions, as (name, dimension), that are read by products and never made by them: the input
+        side of layers, which is not zeroed with a unit. Guessed when None, see `walk`.
+    """
+
+    def __init__(
+        self, graph: Graph, splits: dict[int, int] | None = None, consumed_only: set[tuple[str, int]] | None = None
+    ) -> None:
+        from cdlib.pruning.rules import rule_for
+
+        self.graph, self.ledger = graph, Ledger()
+        self.splits, self.consumed_only = dict(splits or {}), consumed_only
+        self.choices: dict[int, tuple[int, Ids]] = {}
+        self.asked_weights = False
+        self.labels: dict[int, Labels] = {}
+        self._of_storage: dict[int, list[int]] = defaultdict(list)
+        for op in graph.ops:
+            if op.name in MAKERS or any(self.labelled(value) for value in op.inputs):
+                outputs = rule_for(op)(self, op, arguments(op))
+                results = [outputs] if isinstance(outputs, Labels) else outputs
+            else:
+                why = self.of(op.inputs[0]).why if op.inputs else "meets a constant of fixed size"
+                results = [Labels((None,) * len(v.shape), why) for v in op.outputs]
+            for value, labels in zip(op.outputs, results, strict=True):
+                self._set(value, labels, op)
+        for value in graph.outputs:
+            self.freeze(self.of(value), len(graph.ops), "reaches the output")
+
+    # Labels of values.
+
+    def of(self, value: Value) -> Labels:
+        """The labels of a value; those of parameters, buffers and inputs are made when they are first asked for."""
+        if value.index not in self.labels:
+            self._put(value, self._first(value))
+        return self.labels[value.index]
+
+    def labelled(self, value: Value) -> bool:
+        """Whether some dimension of a value has labels."""
+        return any(axis is not None for axis in self.of(value).axes)
+
+    def _first(self, value: Value) -> Labels:
+        none = (None,) * len(value.shape)
+        if value.kind in ("parameter", "buffer"):
+            axes = tuple(
+                Axis(self.ledger.atom(value.name, dim, size), np.full(size, self._is_own(value.name, dim)))
+                for dim, size in enumerate(value.shape)
+            )
+            return Labels(axes, f"meets the positions of {value.name}")
+        if value.kind == "input":
+            return Labels(none, "meets the network's input")
+        return Labels(none, "meets a constant of fixed size")
+
+    def _is_own(self, name: str, dim: int) -> bool:
+        return self.consumed_only is None or (name, dim) not in self.consumed_only
+
+    def _put(self, value: Value, labels: Labels) -> None:
+        if value.index not in self.labels:
+            self._of_storage[value.storage].append(value.index)
+        self.labels[value.index] = labels
+
+    def _set(self, value: Value, labels: Labels, op: Op) -> None:
+        """Give a value its labels. What was written into shared memory is no longer zero in the other views of it."""
+        self._put(value, labels)
+        shared = self._of_storage[value.storage]
+        if len(shared) > 1 and op.target._schema.is_mutable:
+            if all(axis is None or axis.zero.all() for axis in labels.axes) and self.labelled(value):
+                return
+            for index in shared:
+                if index != value.index:
+                    axes, why = self.labels[index]
+                    self.labels[index] = Labels(tuple(None if a is None else a.known(False) for a in axes), why)
+
+    # What rules note.
+
+    def freeze(self, labels: Labels, op: int, reason: str, dims: range | list[int] | None = None) -> None:
+        """Note that the labels of a tensor, or of some of its dimensions, must stay."""
+        for dim in range(len(labels.axes)) if dims is None else dims:
+            axis = labels.axes[dim]
+            if axis is not None:
+                self.ledger.freeze(axis.ids, op, reason)
+
+    def join(self, found: list[tuple[Axis | None, str]], op: Op) -> Axis | None:
+        """Couple dimensions of equal size that are used together; where one cannot change, none can.
+
+        Returns the first of them, or None where nothing can vanish.
+        """
+        labelled = [axis for axis, _ in found if axis is not None]
+        if not labelled:
+            return None
+        for axis in labelled[1:]:
+            self.ledger.couple(labelled[0].ids, axis.ids, op.index)
+        fixed = [why for axis, why in found if axis is None]
+        for why in fixed:
+            self.ledger.freeze(labelled[0].ids, op.index, why)
+        return None if fixed else labelled[0]
+
+    def contract(self, op: Op, a: Value, dim_a: int, b: Value, dim_b: int) -> None:
+        """Note that a product sums over a dimension of `a` together with one of `b`."""
+        self.contract_axes(op, (a, self.of(a).axes[dim_a]), (b, self.of(b).axes[dim_b]))
+
+    def contract_axes(self, op: Op, a: tuple[Value, Axis | None], b: tuple[Value, Axis | None]) -> None:
+        """The same with the labels of the dimensions given."""
+        self.join([(axis, self.of(value).why) for value, axis in (a, b)], op)
+        zero = np.zeros(1, dtype=bool)
+        two_weights = is_weight(a[0]) and is_weight(b[0])
+        self.asked_weights |= two_weights
+        for value, axis in (a, b):
+            if axis is None:
+                continue
+            if is_weight(value):
+                self.ledger.consumed.append(axis.ids)
+            if two_weights or not is_weight(value):
+                zero = zero | axis.zero
+        for _, axis in (a, b):
+            if axis is not None:
+                bad = np.broadcast_to(~zero, axis.ids.shape)
+                self.ledger.notice(axis.ids[bad], op.index, f"is not zero where {self.place(op)} reads it")
+
+    def emit(self, value: Value, dim: int) -> Axis | None:
+        """The labels of a dimension of a product's operand that the result has too."""
+        axis = self.of(value).axes[dim]
+        if axis is not None and is_weight(value):
+            self.ledger.produced.append(axis.ids)
+        return axis
+
+    def used(self, values: Iterable[Value]) -> bool:
+        """Whether any of the values is read by a later operator or returned by the network."""
+        wanted = {value.index for value in values}
+        read = (value.index for op in self.graph.ops for value in op.inputs)
+        return any(index in wanted for index in (*read, *(value.index for value in self.graph.outputs)))
+
+    def place(self, op: Op) -> str:
+        """An operator in words: its name and its module."""
+        return f"{op.name} in {op.module}" if op.module else op.name
+
+
+def is_weight(value: Value) -> bool:
+    """Whether a value does not depend on the network's input."""
+    return value.kind in ("parameter", "buffer", "constant")
+
+
+def walk(graph: Graph) -> Walk:
+    """Walk through a network, as often as it takes to split dimensions so that the fewest labels are frozen."""
+    done = _with_roles(graph, {})
+    frozen = _frozen(done)
+    for index in list(done.choices):
+        candidates, ids = done.choices.get(index, (0, np.empty(0, dtype=np.int64)))
+        if index in done.splits or not frozen[ids].any():
+            continue
+        for choice in range(1, candidates):
+            other = _with_roles(graph, {**done.splits, index: choice})
+            now = _frozen(other)
+            if not now[other.choices[index][1]].any() and _frozen(other, "").sum() < _frozen(done, "").sum():
+                done, frozen = other, now
+                break
+    return done
+
+
+def _with_roles(graph: Graph, splits: dict[int, int]) -> Walk:
+    """Walk; and again, knowing the input sides of layers, if a rule asked whether a weight is zeroed."""
+    done = Walk(graph, splits)
+    if not done.asked_weights:
+        return done
+    consumed, produced = done.ledger.marked(done.ledger.consumed), done.ledger.marked(done.ledger.produced)
+    only = {
+        key
+        for key, (first, size) in done.ledger.atoms.items()
+        if consumed[first : first + size].any() and not produced[first : first + size].any()
+    }
+    return Walk(graph, splits, only)
+
+
+def _frozen(done: Walk, reason: str = STRUCTURAL) -> Flags:
+    """For every label, whether its component is frozen for a reason that begins so."""
+    components = done.ledger.components()
+    marks = np.zeros(done.ledger.count, dtype=bool)
+    for problem in done.ledger.frozen:
+        if problem.reason.startswith(reason):
+            marks[components[problem.ids]] = True
+    return marks[components]
+
+
+@lru_cache(maxsize=4096)
+def _parameters(target: Any) -> tuple[tuple[str, Any], ...]:
+    return tuple((a.name, a.default_value if a.has_default_value() else None) for a in target._schema.arguments)
+
+
+def arguments(op: Op) -> dict[str, Any]:
+    """What an operator was called with, by the names of its schema, defaults filled in."""
+    named = _parameters(op.target)
+    found = dict(named)
+    found.update({name: value for (name, _), value in zip(named, op.args, strict=False)})
+    found.update(op.kwargs)
+    return found
+
+
+@lru_cache(maxsize=4096)
+def is_pointwise(target: Any) -> bool:
+    """Whether an operator works element by element, after broadcasting."""
+    return torch.Tag.pointwise in target.tags

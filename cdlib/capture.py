@@ -95,6 +95,26 @@ def one_sample(example_input: ExampleInput, batch_dim: int | None) -> tuple[Any,
     return tuple(map_tensors(once(cut), tuple(args)))
 
 
+def repeated(example_input: ExampleInput, batch_dim: int | None, samples: int) -> tuple[Any, ...]:
+    """Return the arguments of a network for the first sample of an input several times.
+
+    Raises
+    ------
+    CdlibError
+        As `one_sample`.
+    """
+    args = one_sample(example_input, batch_dim)
+    if batch_dim is None:
+        return args
+    dim, size = batch_dim, tensors(args)[0].shape[batch_dim]
+
+    def more(t: Tensor) -> Tensor:
+        has_batch = -t.dim() <= dim < t.dim() and t.shape[dim] == size
+        return torch.cat([t] * samples, dim) if has_batch else t
+
+    return tuple(map_tensors(once(more), args))
+
+
 def _failure(model: nn.Module, args: tuple[Any, ...], batch_dim: int | None, error: Exception) -> CdlibError:
     shapes = ", ".join(str(tuple(a.shape)) for a in tensors(args))
     lines = str(error).strip().splitlines() or ["no message"]
@@ -105,12 +125,17 @@ def _failure(model: nn.Module, args: tuple[Any, ...], batch_dim: int | None, err
     )
 
 
-def run(model: nn.Module, args: tuple[Any, ...], *, on_meta: bool) -> tuple[Graph, Exception | None]:
-    """Run a network once, and return what ran and what it raised, if it did not come to its end."""
+def run(
+    model: nn.Module, args: tuple[Any, ...], *, on_meta: bool, training: bool = False
+) -> tuple[Graph, Exception | None]:
+    """Run a network once, and return what ran and what it raised, if it did not come to its end.
+
+    With `training`, every module is in training mode meanwhile.
+    """
     recorder = Recorder(model, on_meta)
     try:
         args = recorder.enter_inputs(args)
-        with _as_at_inference(model, recorder), recorder:
+        with _in_mode(model, recorder, training), recorder:
             outputs = model(*args)
         recorder.graph.outputs = tuple(recorder.value(t) for t in tensors(outputs))
     except Exception as error:
@@ -119,8 +144,8 @@ def run(model: nn.Module, args: tuple[Any, ...], *, on_meta: bool) -> tuple[Grap
 
 
 @contextmanager
-def _as_at_inference(model: nn.Module, recorder: Recorder) -> Iterator[None]:
-    """Evaluation mode, no gradients, no rerouting of attention, calls of modules reported; all undone on leaving."""
+def _in_mode(model: nn.Module, recorder: Recorder, training: bool = False) -> Iterator[None]:
+    """Evaluation or training mode, no gradients, no rerouting of attention, calls of modules reported; all undone on leaving."""
     attention = F.scaled_dot_product_attention
     fast_path = torch.backends.mha.get_fastpath_enabled()
     with ExitStack() as undo:
@@ -129,7 +154,7 @@ def _as_at_inference(model: nn.Module, recorder: Recorder) -> Iterator[None]:
         undo.callback(_snapshot(model))
         undo.enter_context(torch.random.fork_rng(devices=[]))
         for module in model.modules():
-            module.training = False
+            module.training = training
         hooks = (
             register_module_forward_pre_hook(recorder.enter_module),
             register_module_forward_hook(recorder.leave_module, with_kwargs=True, always_call=True),

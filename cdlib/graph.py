@@ -129,7 +129,7 @@ class Graph:
     `calls` are the calls of modules in the order in which they returned, that of the network last; `modules` maps the
     qualified name of every module of the network to the module; `constants` holds the tensors that are neither input
     nor parameter nor buffer nor computed, by the index of their value; `on_meta` says whether the run was made of
-    shapes only (True) or of real numbers.
+    shapes only (True) or of real numbers. If the run raised, `failed_in` names the innermost module that did.
     """
 
     ops: list[Op] = field(default_factory=list)
@@ -140,6 +140,7 @@ class Graph:
     modules: dict[str, nn.Module] = field(default_factory=dict)
     constants: dict[int, Tensor] = field(default_factory=dict)
     on_meta: bool = True
+    failed_in: str | None = None
 
 
 def leaves(tree: Any) -> list[Any]:

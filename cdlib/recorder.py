@@ -47,7 +47,9 @@ class Recorder(TorchDispatchMode):
         """Note that the last module called returns. There are no keyword arguments if it raised."""
         name, _ = self._stack.pop()
         start = self._starts.pop()
-        if len(kwargs_and_output) == 2 and id(module) in self._module_names:
+        if len(kwargs_and_output) != 2 and self.graph.failed_in is None:
+            self.graph.failed_in = name
+        elif len(kwargs_and_output) == 2 and id(module) in self._module_names:
             given = map_tensors(self.value, (args, kwargs_and_output[0]))
             output = map_tensors(self.value, kwargs_and_output[1])
             self.graph.calls.append(Call(name, start, len(self.graph.ops), given, output))

@@ -12,16 +12,16 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple, overload
+from typing import NamedTuple, overload
 
 import numpy as np
 from numpy.typing import NDArray
 from torch import nn
 
-from cdlib.capture import ExampleInput, capture
+from cdlib.capture import ExampleInput, capture, repeated
 from cdlib.errors import CdlibError, unknown
 from cdlib.graph import Graph
-from cdlib.pruning.inputs import check
+from cdlib.pruning.inputs import check, check_course, training_run
 from cdlib.pruning.labels import Ids
 from cdlib.pruning.propagation import Walk, walk
 
@@ -236,7 +236,8 @@ def find_groups(
     """
     check(model, example_input)
     graph = capture(model, example_input, batch_dim=batch_dim)
-    done = walk(graph)
+    check_course(graph)
+    done = walk(graph, training_run(model, graph, repeated(example_input, batch_dim, 2)))
     return Groups(_assemble(done, _kept(model, keep)), type(model).__name__, done)
 
 
@@ -256,63 +257,59 @@ def _kept(model: nn.Module, keep: Iterable[str]) -> dict[str, str]:
 
 
 def _assemble(done: Walk, kept: dict[str, str]) -> list[Group]:
-    ledger = done.ledger
-    of = ledger.components()
-    atoms = list(ledger.atoms.items())
+    """Sort the labels into units, one per component that holds a row of some weight, and the units into groups."""
+    ledger, of = done.ledger, done.ledger.components()
+    keys = list(ledger.atoms)
     key_of = np.full(ledger.count, -1)
-    for number, (_, (first, size)) in enumerate(atoms):
+    for number, (first, size) in enumerate(ledger.atoms.values()):
         key_of[first : first + size] = number
-    produced = ledger.marked(ledger.produced) & (key_of >= 0)
-    consumed = ledger.marked(ledger.consumed)
-    made = {k for k in range(len(atoms)) if produced[atoms[k][1][0] : sum(atoms[k][1])].any()}
-    own = {k for k in range(len(atoms)) if k in made or not consumed[atoms[k][1][0] : sum(atoms[k][1])].any()}
-    running = _statistics(done)
+    produced, consumed = ledger.marked(ledger.produced) & (key_of >= 0), ledger.marked(ledger.consumed)
+    made, read = set(key_of[produced].tolist()), set(key_of[consumed].tolist())
+    own = set(range(len(keys))) - (read - made)
+    order = {key: place for place, key in enumerate(dict.fromkeys(key_of[ids[0]] for ids in ledger.produced))}
+    frozen, changed = _reasons(done, of, kept)
 
     is_unit = np.zeros(ledger.count, dtype=bool)
     is_unit[of[produced]] = True
     labels = np.flatnonzero((key_of >= 0) & is_unit[of])
-    frozen, changed = _reasons(done, of, kept)
-    members: dict[int, list[int]] = {}
-    for label, root in zip(labels.tolist(), of[labels].tolist(), strict=True):
-        members.setdefault(root, []).append(label)
-    kinds: dict[Any, list[int]] = {}
-    keys = key_of.tolist()
-    for root in members:
-        signature = tuple(dict.fromkeys(keys[label] for label in members[root]))
-        kinds.setdefault((frozenset(signature), frozen.get(root), changed.get(root)), []).append(root)
+    labels = labels[np.argsort(of[labels], kind="stable")]
+    units = np.split(labels, np.flatnonzero(np.diff(of[labels])) + 1) if labels.size else []
+    kinds: dict[tuple[frozenset[int], str, str], list[Ids]] = {}
+    for unit in units:
+        root = int(of[unit[0]])
+        kinds.setdefault((frozenset(key_of[unit].tolist()), frozen.get(root, ""), changed.get(root, "")), []).append(unit)
 
-    rank = {k: position for position, k in enumerate(dict.fromkeys(key_of[ids[0]] for ids in ledger.produced if ids[0] >= 0))}
-    found, taken = [], dict[str, int]()
-    for (signature, why_not, why), roots in sorted(
-        kinds.items(), key=lambda item: (min((rank.get(k, 10**9) for k in item[0][0])), min(item[1]))
-    ):
-        stems = sorted((k for k in signature if k in made), key=lambda k: rank.get(k, 10**9))
-        first = atoms[stems[0]][0][0]
-        name = first.rpartition(".")[0] or first
-        taken[name] = taken.get(name, 0) + 1
-        everything = sorted(signature, key=lambda k: (rank.get(k, 10**9) if k in made else -1, k))
-        everything = sorted(signature)
-        units = np.repeat(np.arange(len(roots)), [len(members[root]) for root in roots])
-        label_array = np.concatenate([members[root] for root in roots])
-        places = {}
-        for k in everything:
-            here = key_of[label_array] == k
-            places[atoms[k][0]] = (units[here], label_array[here] - atoms[k][1][0])
-        keys_own = tuple(atoms[k][0] for k in everything if k in own and atoms[k][0][0] not in running)
-        found.append(
-            Group(
-                name if taken[name] == 1 else f"{name}#{taken[name]}",
-                len(roots),
-                why_not is None,
-                why is None and why_not is None,
-                why_not or why or "",
-                tuple(dict.fromkeys(atoms[k][0][0] for k in stems)),
-                tuple(atoms[k][0] for k in everything),
-                keys_own,
-                places,
-            )
+    running, names = _statistics(done), dict[str, int]()
+    found = []
+    for (members, why_not, why), alike in sorted(kinds.items(), key=lambda kind: _rank(kind[0][0], order, kind[1])):
+        stems = sorted(members & made, key=lambda key: order[key])
+        layer = keys[stems[0]][0].rpartition(".")[0] or keys[stems[0]][0]
+        names[layer] = names.get(layer, 0) + 1
+        number = np.repeat(np.arange(len(alike)), [len(unit) for unit in alike])
+        flat = np.concatenate(alike)
+        places = {
+            keys[key]: (number[here], flat[here] - ledger.atoms[keys[key]][0])
+            for key in sorted(members)
+            for here in [key_of[flat] == key]
+        }
+        group = Group(
+            name=layer if names[layer] == 1 else f"{layer}#{names[layer]}",
+            size=len(alike),
+            prunable=not why_not,
+            zero_invariant=not (why_not or why),
+            reason=why_not or why,
+            stems=tuple(dict.fromkeys(keys[key][0] for key in stems)),
+            tensors=tuple(places),
+            own=tuple(keys[key] for key in sorted(members & own) if keys[key][0] not in running),
+            _places=places,
         )
+        found.append(group)
     return found
+
+
+def _rank(members: frozenset[int], order: dict[int, int], alike: list[Ids]) -> tuple[int, int]:
+    """Groups come in the order in which their first stems run, then in that of their first units."""
+    return min(order[key] for key in members if key in order), int(alike[0][0])
 
 
 def _statistics(done: Walk) -> set[str]:

@@ -7,8 +7,9 @@ from typing import Any
 import torch
 from torch import nn
 
+from cdlib.capture import run
 from cdlib.errors import CdlibError
-from cdlib.graph import tensors
+from cdlib.graph import Graph, tensors
 
 
 def check(model: Any, example_input: Any) -> None:
@@ -45,6 +46,57 @@ def check(model: Any, example_input: Any) -> None:
                 f"example_input is on {tensor.device} and {name} on {', '.join(sorted(devices))}: "
                 "move one of them with .to(device)."
             )
+
+
+def check_course(graph: Graph) -> None:
+    """Raise if a recorded network chose its course by a number that it computed from its input.
+
+    Raises
+    ------
+    CdlibError
+        Since one run does not show what the network does for other inputs.
+    """
+    for op in graph.ops:
+        if op.name in _CHOICES and any(value.kind == "activation" for value in op.inputs):
+            where = f"in {op.module}" if op.module else "in its own forward"
+            raise CdlibError(
+                f"the network chooses its course by a number that it computes ({op.name} {where}), and one run does not "
+                "show what it does otherwise: take the choice out, or pass the part of the network without it."
+            )
+
+
+def training_run(model: nn.Module, graph: Graph, args: tuple[Any, ...]) -> Graph | None:
+    """Record a network in training mode, if there are weights that it uses then and not at inference; else None."""
+    unused = {name for name, _ in model.named_parameters()} - _weights(graph)
+    if not unused or not graph.on_meta:
+        return None
+    training, error = run(model, args, on_meta=True, training=True)
+    return training if error is None and unused & _weights(training) else None
+
+
+def check_batch(model: nn.Module, graph: Graph, args: tuple[Any, ...]) -> None:
+    """Raise if a network uses other weights for several samples (`args`) than for one (`graph`).
+
+    Raises
+    ------
+    CdlibError
+        Since one run does not show what it does. A network that does not run on shapes alone is not checked.
+    """
+    if not graph.on_meta:
+        return
+    other, error = run(model, args, on_meta=True)
+    if error is None and _weights(graph) != _weights(other):
+        raise CdlibError(
+            f"{type(model).__name__} uses other weights for several samples than for one: what was found out with one "
+            "sample does not hold. Take the choice out of its forward."
+        )
+
+
+def _weights(graph: Graph) -> set[str]:
+    return {value.name for op in graph.ops for value in op.inputs if value.kind == "parameter"}
+
+
+_CHOICES = {"_local_scalar_dense", "is_nonzero", "equal"}
 
 
 def _check_memory(held: dict[str, torch.Tensor]) -> None:

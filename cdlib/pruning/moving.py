@@ -38,9 +38,9 @@ def copy(walk: Walk, op: Op, args: dict[str, Any]) -> Labels:
 
 
 @rule("zeros_like", "ones_like", "full_like", "empty_like", "new_zeros", "new_ones", "new_full", "new_empty")
-@rule("zeros", "ones", "full", "empty", "fill_", "zero_", "fill", "zero")
+@rule("zeros", "ones", "full", "empty", "fill_", "zero_", "fill", "zero", "rand_like", "randn_like", "bernoulli_")
 def uniform(walk: Walk, op: Op, args: dict[str, Any]) -> Labels:
-    """A tensor with the same number everywhere: it may follow in size whatever it meets."""
+    """A tensor with the same number, or numbers drawn alike, everywhere: it may follow in size whatever it meets."""
     zero = "zero" in op.name or args.get("fill_value", args.get("value")) == 0
     out = op.outputs[0]
     if op.name.endswith(("_like", "_")):
@@ -55,7 +55,7 @@ def fresh(walk: Walk, size: int, zero: bool) -> Axis:
 
 
 @rule("scalar_tensor", "arange", "rand", "randn", "eye", "linspace", "_local_scalar_dense")
-@rule("tril_indices", "triu_indices", "rand_like", "randn_like", "arange_start", "bernoulli_", "bernoulli")
+@rule("tril_indices", "triu_indices", "arange_start", "bernoulli")
 def made(walk: Walk, op: Op, args: dict[str, Any]) -> list[Labels]:
     """A tensor with numbers of its own."""
     for value in op.inputs:
@@ -101,8 +101,13 @@ def reshape(walk: Walk, op: Op, args: dict[str, Any]) -> Labels:
         labelled = [dim for dim in dims if dim not in single and axes[dim] is not None]
         if len(labelled) > 1:
             reason = f"{STRUCTURAL}: {walk.place(op)} merges it with another such dimension"
-            walk.freeze(Labels(axes), op.index, reason, labelled)
-            continue
+            uniform = [dim for dim in labelled if _is_uniform(walk, axes[dim])]
+            walk.freeze(Labels(axes), op.index, reason, uniform or labelled)
+            labelled = [dim for dim in labelled if uniform and dim not in uniform]
+            if len(labelled) > 1:
+                walk.freeze(Labels(axes), op.index, reason, labelled)
+            if len(labelled) != 1:
+                continue
         if labelled and (axis := axes[labelled[0]]) is not None:
             shape = [source.shape[dim] for dim in dims]
             place = [1] * len(dims)
@@ -111,6 +116,12 @@ def reshape(walk: Walk, op: Op, args: dict[str, Any]) -> Labels:
             chosen, axis = _split(walk, op, flat, [out.shape[dim] for dim in outs])
             result[outs[chosen]] = axis
     return Labels(tuple(result), why)
+
+
+def _is_uniform(walk: Walk, axis: Axis | None) -> bool:
+    """Whether labels are those of a tensor that the network makes by itself, for example of repeated samples."""
+    made = (first <= axis.ids[0] < first + size for first, size in walk.ledger.atoms.values()) if axis else ()
+    return axis is not None and not any(made)
 
 
 def _blocks(before: tuple[int, ...], after: tuple[int, ...]) -> list[tuple[list[int], list[int]]]:
@@ -233,7 +244,7 @@ def unbind(walk: Walk, op: Op, args: dict[str, Any]) -> list[Labels]:
     return [Labels((*found.axes[:dim], *found.axes[dim + 1 :]), found.why) for _ in op.outputs]
 
 
-@rule("split", "split_with_sizes", "chunk", "tensor_split")
+@rule("split", "split_with_sizes", "chunk", "tensor_split", "unsafe_split", "unsafe_split_with_sizes", "unsafe_chunk")
 def split(walk: Walk, op: Op, args: dict[str, Any]) -> list[Labels]:
     """Consecutive ranges of a dimension."""
     axes, why = walk.of(op.inputs[0])
@@ -312,17 +323,40 @@ def index(walk: Walk, op: Op, args: dict[str, Any]) -> Labels:
         if each is not None:
             walk.freeze(walk.of(each), op.index, f"is an index in {walk.place(op)}")
     walk.freeze(found, op.index, f"{STRUCTURAL}: positions picked by {walk.place(op)}", covered)
-    if op.name.startswith("index_put"):
-        walk.freeze(found, op.index, f"is written by {walk.place(op)}")
-        walk.freeze(walk.of(args["values"]), op.index, f"is written by {walk.place(op)}")
-        return found
     free = [dim for dim in range(len(found.axes)) if dim not in covered]
+    if op.name.startswith("index_put"):
+        return _written(walk, op, args["values"], [dim for dim in free if not covered or dim > covered[-1]], free)
     new = len(out.shape) - len(free)
     adjacent = covered == list(range(covered[0], covered[-1] + 1)) if covered else True
     before = [dim for dim in free if adjacent and covered and dim < covered[0]]
     after = [dim for dim in free if dim not in before]
     axes = [*(found.axes[d] for d in before), *[None] * new, *(found.axes[d] for d in after)]
     return Labels(tuple(axes), found.why)
+
+
+def _written(walk: Walk, op: Op, values: Value, after: list[int], free: list[int]) -> Labels:
+    """Labels of a tensor after `values` were written to some positions: those of the dimensions `after` them pass."""
+    into, given = walk.of(op.inputs[0]), walk.of(values)
+    reason = f"is written by {walk.place(op)}"
+    axes = list(into.axes)
+    walk.freeze(into, op.index, reason, [dim for dim in free if dim not in after])
+    walk.freeze(given, op.index, reason, range(max(len(given.axes) - len(after), 0)))
+    for back, dim in enumerate(reversed(after), start=1):
+        here, size = (given.axes[-back], values.shape[-back]) if back <= len(given.axes) else (None, 1)
+        axis = axes[dim]
+        if size != into_size(op, dim):
+            walk.freeze(given, op.index, reason, [len(given.axes) - back] if here is not None else [])
+            axes[dim] = axis and axis.known(False)
+            continue
+        joined = walk.join([(axis, into.why), (here, given.why)], op)
+        both = axis is not None and here is not None and axis.zero & here.zero
+        axes[dim] = joined and joined.known(both)
+    return Labels(tuple(axes), into.why)
+
+
+def into_size(op: Op, dim: int) -> int:
+    """The size of a dimension of the tensor that an operator reads first."""
+    return op.inputs[0].shape[dim]
 
 
 # Positions: pooling, padding, resizing.

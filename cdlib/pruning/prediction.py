@@ -99,16 +99,18 @@ class Prediction:
         return found
 
 
-def first_difference(prediction: Prediction, after: Graph) -> Op | None:
-    """Return the first operator of the prediction that does not run as it should in the cut network; None if all do."""
+def first_difference(prediction: Prediction, after: Graph) -> str | None:
+    """Return the module in which a cut network first does not run as predicted; None if it does to the end."""
     expected = [op for op in prediction.graph.ops if op.name not in _SILENT]
     actual = [op for op in after.ops if op.name not in _SILENT]
     if not (prediction.graph.on_meta and after.on_meta):
         expected, actual = _products(expected), _products(actual)
-    for position, op in enumerate(expected):
-        if position >= len(actual) or not _agree(prediction, op, actual[position], prediction.graph.on_meta):
-            return op
-    return None
+    for op, other in zip(expected, actual, strict=False):
+        if not _agree(prediction, op, other, prediction.graph.on_meta):
+            return op.module
+    if after.failed_in is not None:
+        return after.failed_in
+    return expected[len(actual)].module if len(actual) < len(expected) else None
 
 
 def _products(ops: list[Op]) -> list[Op]:
@@ -117,10 +119,13 @@ def _products(ops: list[Op]) -> list[Op]:
 
 
 def _agree(prediction: Prediction, expected: Op, actual: Op, all_shapes: bool) -> bool:
-    if _SAME.get(expected.name, expected.name) != _SAME.get(actual.name, actual.name):
+    same = _SAME if all_shapes else {"mm": "addmm"}
+    if same.get(expected.name, expected.name) != same.get(actual.name, actual.name):
         return False
-    values = expected.outputs if all_shapes else [v for v in expected.inputs if v.kind in ("parameter", "buffer")]
-    others = actual.outputs if all_shapes else [v for v in actual.inputs if v.kind in ("parameter", "buffer")]
+    if not all_shapes:
+        (weight,), (other,) = ([v for v in op.inputs if v.name][-1:] or [None] for op in (expected, actual))
+        return weight is None or (other is not None and prediction.shape(weight) == other.shape)
+    values, others = expected.outputs, actual.outputs
     if len(values) != len(others):
         return False
     if any(prediction.shape(a) != b.shape for a, b in zip(values, others, strict=True)):
@@ -128,7 +133,7 @@ def _agree(prediction: Prediction, expected: Op, actual: Op, all_shapes: bool) -
     if expected.name in _SIZED or expected.name.startswith("split"):
         return True
     wanted, found = prediction.arguments(expected), arguments(actual)
-    if expected.name == "slice" and all_shapes:
+    if expected.name == "slice":
         size = actual.inputs[0].shape[found["dim"]]
         found["start"], found["end"], _ = slice(found["start"], found["end"], found["step"]).indices(size)
     elif expected.name == "select":

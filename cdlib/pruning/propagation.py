@@ -14,13 +14,15 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable
+from dataclasses import replace
 from functools import lru_cache
 from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 
-from cdlib.graph import Graph, Op, Value
+from cdlib.graph import Graph, Op, Value, map_tensors
 from cdlib.pruning.labels import Axis, Flags, Ids, Labels, Ledger
 
 STRUCTURAL = "would have to change a dimension that is not channels"
@@ -40,22 +42,36 @@ class Walk:
         Of the network.
     splits : dict, optional
         For reshapes (by the operator's index), which of the possible dimensions carries the labels.
+    training : Graph, optional
+        Of the same network in training mode, if it uses weights then that it does not use at inference (auxiliary
+        classifiers): they go along, but what training does is nothing that zeros could change.
     consumed_only : set, optional
         The parameter dimensions, as (name, dimension), that are read by products and never made by them: the input
         side of layers, which is not zeroed with a unit. Guessed when None, see `walk`.
     """
 
     def __init__(
-        self, graph: Graph, splits: dict[int, int] | None = None, consumed_only: set[tuple[str, int]] | None = None
+        self,
+        graph: Graph,
+        splits: dict[int, int] | None = None,
+        consumed_only: set[tuple[str, int]] | None = None,
+        training: Graph | None = None,
     ) -> None:
-        from cdlib.pruning.rules import rule_for
-
-        self.graph, self.ledger = graph, Ledger()
+        self.graph, self.training, self.ledger = graph, training, Ledger()
         self.splits, self.consumed_only = dict(splits or {}), consumed_only
         self.choices: dict[int, tuple[int, Ids]] = {}
         self.asked_weights = False
         self.labels: dict[int, Labels] = {}
         self._of_storage: dict[int, list[int]] = defaultdict(list)
+        self._follow(graph)
+        if training is not None:
+            found = len(self.ledger.noticed)
+            self._follow(_after(graph, training))
+            del self.ledger.noticed[found:]
+
+    def _follow(self, graph: Graph) -> None:
+        from cdlib.pruning.rules import rule_for
+
         for op in graph.ops:
             if op.name in MAKERS or any(self.labelled(value) for value in op.inputs):
                 outputs = rule_for(op)(self, op, arguments(op))
@@ -66,7 +82,7 @@ class Walk:
             for value, labels in zip(op.outputs, results, strict=True):
                 self._set(value, labels, op)
         for value in graph.outputs:
-            self.freeze(self.of(value), len(graph.ops), "reaches the output")
+            self.freeze(self.of(value), self.graph.ops[-1].index + 1 if self.graph.ops else 0, "reaches the output")
 
     # Labels of values.
 
@@ -83,14 +99,24 @@ class Walk:
     def _first(self, value: Value) -> Labels:
         none = (None,) * len(value.shape)
         if value.kind in ("parameter", "buffer"):
+            channels = self._channel_dims(value)
             axes = tuple(
                 Axis(self.ledger.atom(value.name, dim, size), np.full(size, self._is_own(value.name, dim)))
+                if dim < channels
+                else None
                 for dim, size in enumerate(value.shape)
             )
             return Labels(axes, f"meets the positions of {value.name}")
         if value.kind == "input":
             return Labels(none, "meets the network's input")
         return Labels(none, "meets a constant of fixed size")
+
+    def _channel_dims(self, value: Value) -> int:
+        """How many dimensions of a parameter may be channels: all, but for the positions of a convolution's kernel."""
+        owner = value.name.partition(".parametrizations.")[0]
+        owner = value.name.rpartition(".")[0] if owner == value.name else owner
+        is_kernel = isinstance(self.graph.modules.get(owner), nn.modules.conv._ConvNd)
+        return 2 if is_kernel else len(value.shape)
 
     def _is_own(self, name: str, dim: int) -> bool:
         return self.consumed_only is None or (name, dim) not in self.consumed_only
@@ -181,16 +207,16 @@ def is_weight(value: Value) -> bool:
     return value.kind in ("parameter", "buffer", "constant")
 
 
-def walk(graph: Graph) -> Walk:
+def walk(graph: Graph, training: Graph | None = None) -> Walk:
     """Walk through a network, as often as it takes to split dimensions so that the fewest labels are frozen."""
-    done = _with_roles(graph, {})
+    done = _with_roles(graph, {}, training)
     frozen = _frozen(done)
     for index in list(done.choices):
         candidates, ids = done.choices.get(index, (0, np.empty(0, dtype=np.int64)))
         if index in done.splits or not frozen[ids].any():
             continue
         for choice in range(1, candidates):
-            other = _with_roles(graph, {**done.splits, index: choice})
+            other = _with_roles(graph, {**done.splits, index: choice}, training)
             now = _frozen(other)
             if not now[other.choices[index][1]].any() and _frozen(other, "").sum() < _frozen(done, "").sum():
                 done, frozen = other, now
@@ -198,9 +224,9 @@ def walk(graph: Graph) -> Walk:
     return done
 
 
-def _with_roles(graph: Graph, splits: dict[int, int]) -> Walk:
+def _with_roles(graph: Graph, splits: dict[int, int], training: Graph | None) -> Walk:
     """Walk; and again, knowing the input sides of layers, if a rule asked whether a weight is zeroed."""
-    done = Walk(graph, splits)
+    done = Walk(graph, splits, None, training)
     if not done.asked_weights:
         return done
     consumed, produced = done.ledger.marked(done.ledger.consumed), done.ledger.marked(done.ledger.produced)
@@ -209,7 +235,27 @@ def _with_roles(graph: Graph, splits: dict[int, int]) -> Walk:
         for key, (first, size) in done.ledger.atoms.items()
         if consumed[first : first + size].any() and not produced[first : first + size].any()
     }
-    return Walk(graph, splits, only)
+    return Walk(graph, splits, only, training)
+
+
+def _after(graph: Graph, other: Graph) -> Graph:
+    """Another recording of the same network with its numbers moved, so that both have only their tensors in common."""
+    values, storages = len(graph.values), max((v.storage for v in graph.values), default=0) + 1
+    held = graph.inputs[0].index if graph.inputs else 0
+
+    def moved(value: Value) -> Value:
+        if value.index < held:
+            return value
+        return replace(value, index=value.index + values, storage=value.storage + storages)
+
+    every = {value.index: moved(value) for value in other.values}
+    first = len(graph.ops) + 1
+    ops = []
+    for op in other.ops:
+        args, kwargs, outputs = map_tensors(lambda value: every[value.index], (op.args, op.kwargs, op.outputs), Value)
+        ops.append(Op(op.index + first, op.target, op.module, op.call, args, kwargs, outputs))
+    outputs = tuple(every[value.index] for value in other.outputs)
+    return Graph(ops=ops, values=list(every.values()), outputs=outputs, modules=other.modules)
 
 
 def _frozen(done: Walk, reason: str = STRUCTURAL) -> Flags:

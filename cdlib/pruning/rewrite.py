@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from cdlib.capture import ExampleInput, one_sample, run
+from cdlib.capture import ExampleInput, repeated, run
 from cdlib.errors import CdlibError
 from cdlib.graph import Call, Graph, Op, Value, leaves, map_tensors, tensors
 from cdlib.pruning.labels import Ids
@@ -52,13 +52,17 @@ class Held(NamedTuple):
 
 @dataclass(frozen=True)
 class Step:
-    """Call an operator (or, while training, a submodule that does nothing at inference) and keep what it returns."""
+    """Call an operator (or, while training, a submodule that does nothing at inference) and keep what it returns.
+
+    `follows` names the submodule whose mode says whether a norm uses the statistics of the batch; `done_with` are the
+    slots that are not needed afterwards.
+    """
 
     target: Any
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
     outputs: tuple[int, ...]
-    module: str
+    follows: str | None = None
     done_with: tuple[int, ...] = ()
 
 
@@ -124,8 +128,8 @@ class Rewritten(nn.Module):
                     slots[step.outputs[0]] = module(slots[step.outputs[0]])
                 continue
             filled, named = (map_tensors(fill, tree, _Place) for tree in (step.args, step.kwargs))
-            if step.module and "training" in named:
-                named["training"] = self.get_submodule(step.module).training
+            if step.follows is not None:
+                named["training"] = self.get_submodule(step.follows).training
             result = step.target(*filled, **named)
             slots.update(zip(step.outputs, tensors(result), strict=False))
             for number in step.done_with:
@@ -155,9 +159,15 @@ class Rewriter:
     """Replaces modules of a network that was cut; records the whole network when it is first needed."""
 
     def __init__(
-        self, model: nn.Module, example_input: ExampleInput, slices: Mapping[tuple[str, int], Ids], batch_dim: int | None
+        self,
+        model: nn.Module,
+        example_input: ExampleInput,
+        slices: Mapping[tuple[str, int], Ids],
+        batch_dim: int | None,
+        training: Graph | None,
     ) -> None:
         self._model, self._input, self._slices, self._batch_dim = model, example_input, slices, batch_dim
+        self._training = training
         self._recorded: list[Prediction] = []
         self._done: set[str] = set()
         self.args: tuple[Any, ...] = ()
@@ -200,16 +210,7 @@ class Rewriter:
     def _record(self, samples: int) -> Prediction:
         from cdlib.pruning.subnet import gone
 
-        args = one_sample(self._input, self._batch_dim)
-        if self._batch_dim is not None:
-            first = tensors(args)[0]
-            rank, size = self._batch_dim, first.shape[self._batch_dim]
-
-            def more(t: Tensor) -> Tensor:
-                has_batch = -t.dim() <= rank < t.dim() and t.shape[rank] == size
-                return torch.cat([t] * samples, rank) if has_batch else t
-
-            args = map_tensors(more, args)
+        args = repeated(self._input, self._batch_dim, samples)
         self.args = self.args or args
         graph, error = run(self._model, args, on_meta=True)
         if error is not None:
@@ -218,7 +219,7 @@ class Rewriter:
                 f"{type(self._model).__name__} has code that does not follow the new widths, and cannot be rewritten, since "
                 f"it does not run on {samples} samples without their numbers ({type(error).__name__}: {line})."
             ) from error
-        done = walk(graph)
+        done = walk(graph, self._training)
         return Prediction(done, gone(done, self._slices))
 
     def _affected(self, name: str) -> bool:
@@ -289,13 +290,13 @@ class _Writer:
 
     def _is_idle(self, call: Call) -> bool:
         inputs = [v for v in leaves(call.inputs) if isinstance(v, Value)]
-        return _inside(call.module, self.name) and isinstance(call.outputs, Value) and inputs[:1] == [call.outputs]
+        return _inside(call.module, self.name) and isinstance(call.outputs, Value) and inputs == [call.outputs]
 
     def _step(self, op: Op | Call, other: Op | Call) -> Step | None:
         if isinstance(op, Call):
             if not isinstance(op.outputs, Value) or op.outputs.index not in self._slots:
                 return None
-            return Step(self._local(op.module), (), {}, (self._slot(op.outputs),), "")
+            return Step(self._local(op.module), (), {}, (self._slot(op.outputs),))
         assert isinstance(other, Op)
         if op.target is not other.target:
             raise _NotPossible(f"{self.name or 'the network'} does not run the same operators for every number of samples")
@@ -317,7 +318,8 @@ class _Writer:
                 positional, after = positional[:split], positional[split:]
                 merged |= dict(zip(names[split + 1 :], after, strict=True))
         outputs = tuple(self._slot(value) for value in op.outputs)
-        return Step(target, positional, merged, outputs, self._local(op.module) if "training" in merged else "")
+        follows = merged.get("training") is False  # saved statistics at inference, those of the batch while training
+        return Step(target, positional, merged, outputs, self._local(op.module) if follows else None)
 
     def _local(self, module: str) -> str:
         return module if not self.name else module[len(self.name) + 1 :]
@@ -374,7 +376,7 @@ def _with_ends(steps: list[Step], outputs: Any) -> tuple[Step, ...]:
         used = {leaf.number for leaf in _places((step.args, step.kwargs))} | set(step.outputs)
         ends = () if isinstance(step.target, str) else tuple(sorted(used - needed))
         needed |= used
-        found.append(Step(step.target, step.args, step.kwargs, step.outputs, step.module, ends))
+        found.append(Step(step.target, step.args, step.kwargs, step.outputs, step.follows, ends))
     return tuple(reversed(found))
 
 

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from cdlib.graph import Op, Value, map_tensors
+from cdlib.graph import Op, Value, map_tensors, tensors
 from cdlib.pruning.labels import Axes, Axis, Flags, Labels, Problem
 from cdlib.pruning.propagation import STRUCTURAL, Walk, is_pointwise, is_weight
 
@@ -49,6 +49,8 @@ def no_rule(walk: Walk, op: Op, args: dict[str, Any]) -> list[Labels]:
     why = f"meets the operator {op.target}, for which there is no rule"
     for value in op.inputs:
         walk.freeze(walk.of(value), op.index, why)
+        if value.kind == "parameter" and len(value.shape) > 1:  # a layer all the same: its rows are a group
+            walk.emit(value, 0)
     return [unlabelled(value, why) for value in op.outputs]
 
 
@@ -66,7 +68,7 @@ def unlabelled(value: Value, why: str = "meets a dimension of fixed size") -> La
 def pointwise(walk: Walk, op: Op, args: dict[str, Any]) -> Labels | list[Labels]:
     """Arithmetic, comparisons and activations, with broadcasting."""
     labels = broadcast(walk, op, op.inputs, op.outputs[0].shape)
-    return labels if len(op.outputs) == 1 else [labels] * len(op.outputs)
+    return [labels if value.shape == op.outputs[0].shape else unlabelled(value) for value in op.outputs]
 
 
 def broadcast(walk: Walk, op: Op, operands: Sequence[Value], shape: tuple[int, ...]) -> Labels:
@@ -134,6 +136,7 @@ def _tried(target: Any, args: Any, kwargs: Any) -> bool:
     def tensor(given: _Given) -> torch.Tensor:
         zero, dtype = given
         numbers = np.roll(_SAMPLES, next(count))
+        numbers = np.maximum(numbers, 0) if dtype == torch.bool else numbers  # true and false
         return torch.tensor(np.zeros(len(_SAMPLES)) if zero else numbers).to(dtype)
 
     try:
@@ -141,7 +144,7 @@ def _tried(target: Any, args: Any, kwargs: Any) -> bool:
             result = target(*map_tensors(tensor, args, _Given), **dict(map_tensors(tensor, kwargs, _Given)))
     except Exception:
         return False
-    return bool((result == 0).all())
+    return all(bool((part == 0).all()) for part in tensors(result))
 
 
 def _frozen(tree: Any) -> Any:
@@ -332,7 +335,14 @@ def batch_norm(walk: Walk, op: Op, args: dict[str, Any]) -> list[Labels]:
             shift = tensors[1] and walk.of(tensors[1]).axes[0]
             channel = channel.known(channel.zero | (axes[1].zero & (shift.zero if shift is not None else tensors[1] is None)))
     result = [channel if dim == 1 else axis and axis.known(False) for dim, axis in enumerate(axes)]
-    return [Labels(tuple(result), why), *(unlabelled(value) for value in op.outputs[1:])]
+    return [Labels(tuple(result), why), *(_saved(value, (channel,)) for value in op.outputs[1:])]
+
+
+def _saved(value: Value, axes: Axes) -> Labels:
+    """The labels of the statistics that a norm returns as well, where it does."""
+    fits = len(axes) == len(value.shape)
+    fits = fits and all(axis is None or len(axis.ids) == n for axis, n in zip(axes, value.shape, strict=True))
+    return Labels(tuple(axis and axis.known(False) for axis in axes)) if fits else unlabelled(value)
 
 
 def _statistics(walk: Walk, op: Op, labels: Labels, dims: Sequence[int]) -> None:
@@ -351,7 +361,8 @@ def layer_norm(walk: Walk, op: Op, args: dict[str, Any]) -> list[Labels]:
     result: list[Axis | None] = [axis and axis.known(False) for axis in axes]
     for dim in normalised:
         result[dim] = _scaled(walk, op, axes[dim], why, dim - len(axes), [args.get("weight"), args.get("bias")])
-    return [Labels(tuple(result), why), *(unlabelled(value) for value in op.outputs[1:])]
+    saved = (*result[: len(axes) - over], *[None] * over)
+    return [Labels(tuple(result), why), *(_saved(value, saved) for value in op.outputs[1:])]
 
 
 @rule("native_group_norm")
@@ -368,7 +379,19 @@ def group_norm(walk: Walk, op: Op, args: dict[str, Any]) -> list[Labels]:
         channel = channel.known(channel.zero | (axes[1].zero & (shift.zero if shift is not None else args.get("bias") is None)))
     _statistics(walk, op, Labels(axes, why), range(2, len(axes)))
     rest: Axes = tuple(axis and axis.known(False) for axis in (axes[0], *axes[2:]))
-    return [Labels((rest[0], channel, *rest[1:]), why), *(unlabelled(value) for value in op.outputs[1:])]
+    saved = (rest[0], channel if groups == x.shape[1] else None)
+    return [Labels((rest[0], channel, *rest[1:]), why), *(_saved(value, saved) for value in op.outputs[1:])]
+
+
+@rule("_weight_norm_interface", "_weight_norm")
+def weight_norm(walk: Walk, op: Op, args: dict[str, Any]) -> list[Labels]:
+    """v * g / |v|, the norm over all dimensions but one: it changes with the others, and is nothing for zeros."""
+    v, g, dim = args["v"], args["g"], args["dim"] % len(args["v"].shape)
+    axes, why = walk.of(v)
+    _statistics(walk, op, Labels(axes, why), range(len(axes)))
+    row = walk.join([(axes[dim], why), (walk.of(g).axes[dim], walk.of(g).why)], op)
+    result = tuple(axis and axis.known(False) for axis in (*axes[:dim], row, *axes[dim + 1 :]))
+    return [Labels(result, why), *(_saved(value, tuple(row if d == dim else None for d in range(len(axes)))) for value in op.outputs[1:])]
 
 
 # Reductions.

@@ -16,17 +16,19 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from cdlib.capture import ExampleInput, one_sample, run
+from cdlib.capture import ExampleInput, one_sample, repeated, run
 from cdlib.errors import CdlibError
 from cdlib.pruning.attributes import adjust
 from cdlib.pruning.groups import Drop, Groups, Key, find_groups
+from cdlib.pruning.history import note
+from cdlib.pruning.inputs import check_batch
 from cdlib.pruning.labels import Flags, Ids
 from cdlib.pruning.prediction import Prediction, first_difference
 from cdlib.pruning.propagation import Walk
 from cdlib.pruning.rewrite import Rewriter
 
 HISTORY = "_cdlib_removed"
-"""The attribute of a cut network that says what was removed: one dictionary per removal, see `cdlib.pruning.files`."""
+"""The attribute of a cut network that says what was removed: a dictionary per removal, see `cdlib.pruning.history`."""
 
 
 def remove(
@@ -133,8 +135,9 @@ def cut(
     small = copied(model)
     if not slices:
         return small
+    check_batch(model, walk.graph, repeated(example_input, batch_dim, 2))
     shrink(small, slices)
-    rewriter = Rewriter(model, example_input, slices, batch_dim)
+    rewriter = Rewriter(model, example_input, slices, batch_dim, walk.training)
     prediction = Prediction(walk, gone(walk, slices))
     args = one_sample(example_input, batch_dim)
     while True:
@@ -142,11 +145,10 @@ def cut(
         wrong = first_difference(prediction, after)
         if wrong is None and error is None:
             break
-        module = wrong.module if wrong is not None else ""
-        small = rewriter.rewrite(small, module, error)
+        small = rewriter.rewrite(small, wrong or "", error)
         prediction, args = rewriter.prediction, rewriter.args
-    history = [*getattr(model, HISTORY, []), {f"{name}:{dim}": ids.tolist() for (name, dim), ids in slices.items()}]
-    setattr(small, HISTORY, history)
+    done = note(model, example_input, slices, batch_dim, rewritten(small))
+    setattr(small, HISTORY, [*getattr(model, HISTORY, []), done])
     return small
 
 
@@ -176,15 +178,16 @@ _NONE = np.empty(0, dtype=np.int64)
 
 
 def copied(model: nn.Module) -> nn.Module:
-    """Return a deep copy of a network.
+    """Return a deep copy of a network; weights that its hooks compute (masks, weight norm) are detached in it.
 
     Raises
     ------
     CdlibError
         If it cannot be copied.
     """
+    computed = [t for module in model.modules() for t in vars(module).values() if isinstance(t, Tensor) and not t.is_leaf]
     try:
-        return copy.deepcopy(model)
+        return copy.deepcopy(model, {id(t): t.detach().clone() for t in computed})
     except Exception as error:
         line = " ".join(str(error).split())
         raise CdlibError(f"{type(model).__name__} cannot be copied ({type(error).__name__}: {line}).") from error

@@ -234,11 +234,13 @@ def find_groups(
         If the network cannot be captured, is quantised or compiled, is on another device than the input, or has
         nothing called as in `keep`.
     """
+    from cdlib.pruning.assembly import assemble
+
     check(model, example_input)
     graph = capture(model, example_input, batch_dim=batch_dim)
     check_course(graph)
     done = walk(graph, training_run(model, graph, repeated(example_input, batch_dim, 2)))
-    return Groups(_assemble(done, _kept(model, keep)), type(model).__name__, done)
+    return Groups(assemble(done, _kept(model, keep)), type(model).__name__, done)
 
 
 def _kept(model: nn.Module, keep: Iterable[str]) -> dict[str, str]:
@@ -254,93 +256,3 @@ def _kept(model: nn.Module, keep: Iterable[str]) -> dict[str, str]:
             raise unknown("module or parameter in keep:", name, [*modules, *tensors])
         found |= dict.fromkeys(inside, name)
     return found
-
-
-def _assemble(done: Walk, kept: dict[str, str]) -> list[Group]:
-    """Sort the labels into units, one per component that holds a row of some weight, and the units into groups."""
-    ledger, of = done.ledger, done.ledger.components()
-    keys = list(ledger.atoms)
-    key_of = np.full(ledger.count, -1)
-    for number, (first, size) in enumerate(ledger.atoms.values()):
-        key_of[first : first + size] = number
-    produced, consumed = ledger.marked(ledger.produced) & (key_of >= 0), ledger.marked(ledger.consumed)
-    made, read = set(key_of[produced].tolist()), set(key_of[consumed].tolist())
-    own = set(range(len(keys))) - (read - made)
-    order = {key: place for place, key in enumerate(dict.fromkeys(key_of[ids[0]] for ids in ledger.produced))}
-    frozen, changed = _reasons(done, of, kept)
-
-    is_unit = np.zeros(ledger.count, dtype=bool)
-    is_unit[of[produced]] = True
-    labels = np.flatnonzero((key_of >= 0) & is_unit[of])
-    labels = labels[np.argsort(of[labels], kind="stable")]
-    units = np.split(labels, np.flatnonzero(np.diff(of[labels])) + 1) if labels.size else []
-    kinds: dict[tuple[frozenset[int], str, str], list[Ids]] = {}
-    for unit in units:
-        root = int(of[unit[0]])
-        kinds.setdefault((frozenset(key_of[unit].tolist()), frozen.get(root, ""), changed.get(root, "")), []).append(unit)
-
-    running, names = _statistics(done), dict[str, int]()
-    found = []
-    for (members, why_not, why), alike in sorted(kinds.items(), key=lambda kind: _rank(kind[0][0], order, kind[1])):
-        stems = sorted(members & made, key=lambda key: order[key])
-        layer = keys[stems[0]][0].rpartition(".")[0] or keys[stems[0]][0]
-        names[layer] = names.get(layer, 0) + 1
-        number = np.repeat(np.arange(len(alike)), [len(unit) for unit in alike])
-        flat = np.concatenate(alike)
-        places = {
-            keys[key]: (number[here], flat[here] - ledger.atoms[keys[key]][0])
-            for key in sorted(members)
-            for here in [key_of[flat] == key]
-        }
-        group = Group(
-            name=layer if names[layer] == 1 else f"{layer}#{names[layer]}",
-            size=len(alike),
-            prunable=not why_not,
-            zero_invariant=not (why_not or why),
-            reason=why_not or why,
-            stems=tuple(dict.fromkeys(keys[key][0] for key in stems)),
-            tensors=tuple(places),
-            own=tuple(keys[key] for key in sorted(members & own) if keys[key][0] not in running),
-            _places=places,
-        )
-        found.append(group)
-    return found
-
-
-def _rank(members: frozenset[int], order: dict[int, int], alike: list[Ids]) -> tuple[int, int]:
-    """Groups come in the order in which their first stems run, then in that of their first units."""
-    return min(order[key] for key in members if key in order), int(alike[0][0])
-
-
-def _statistics(done: Walk) -> set[str]:
-    """Buffers that hold the mean and variance of a batch norm: they are not zeroed."""
-    from cdlib.pruning.propagation import arguments
-
-    batch_norms = (arguments(op) for op in done.graph.ops if "batch_norm" in op.name)
-    values = (args.get(name) for args in batch_norms for name in ("running_mean", "running_var"))
-    return {value.name for value in values if value is not None and value.name}
-
-
-def _reasons(done: Walk, of: Ids, kept: dict[str, str]) -> tuple[dict[int, str], dict[int, str]]:
-    """Why components stay, and why removing their zeros changes the function: the first reason of each."""
-    ledger = done.ledger
-    frozen: dict[int, str] = {}
-    for (tensor, _), (first, size) in ledger.atoms.items():
-        if tensor in kept:
-            for root in np.unique(of[first : first + size]).tolist():
-                frozen.setdefault(root, f"is kept by your choice of {kept[tensor]!r}")
-    for problem in ledger.frozen:
-        for root in np.unique(of[problem.ids]).tolist():
-            frozen.setdefault(root, problem.reason)
-    lost: dict[int, str] = {}
-    for problem in ledger.lost:
-        for root in np.unique(of[problem.ids]).tolist():
-            lost.setdefault(root, problem.reason)
-    changed: dict[int, str] = {}
-    for problem in ledger.noticed:
-        for root in np.unique(of[problem.ids]).tolist():
-            reason = problem.reason
-            if reason.startswith("is not zero") and root in lost:
-                reason += f": {lost[root]} does not turn zero into zero"
-            changed.setdefault(root, reason)
-    return frozen, changed

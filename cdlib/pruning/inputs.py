@@ -25,7 +25,9 @@ def check(model: Any, example_input: Any) -> None:
         raise CdlibError(f"model is {type(model).__name__!r}, not a torch.nn.Module; pass the network itself.")
     name = type(model).__name__
     if hasattr(model, "_orig_mod") or any(m._compiled_call_impl is not None for m in model.modules()):
-        raise CdlibError(f"{name} is compiled: pass the network as it was before torch.compile, and compile the result.")
+        raise CdlibError(
+            f"{name} is compiled: pass the network as it was before torch.compile, and compile the result."
+        )
     if any(isinstance(module, torch.jit.ScriptModule) for module in model.modules()):
         raise CdlibError(f"{name} is compiled by torch.jit: pass the Python network that it was made from.")
     for path, module in model.named_modules():
@@ -34,7 +36,7 @@ def check(model: Any, example_input: Any) -> None:
             raise CdlibError(f"{path or name} is quantised ({kind.__name__}): prune the float network, then quantise.")
     held = dict(model.named_parameters()) | dict(model.named_buffers())
     for path, tensor in held.items():
-        if isinstance(tensor, nn.parameter.UninitializedTensorMixin):
+        if isinstance(tensor, nn.parameter.UninitializedParameter | nn.parameter.UninitializedBuffer):
             raise CdlibError(f"{path} has no shape yet: run the network once, then prune it.")
         if tensor.is_quantized or (tensor.dtype in (torch.int8, torch.uint8) and isinstance(tensor, nn.Parameter)):
             raise CdlibError(f"{path} is quantised ({tensor.dtype}): prune the float network, then quantise.")
@@ -60,8 +62,8 @@ def check_course(graph: Graph) -> None:
         if op.name in _CHOICES and any(value.kind == "activation" for value in op.inputs):
             where = f"in {op.module}" if op.module else "in its own forward"
             raise CdlibError(
-                f"the network chooses its course by a number that it computes ({op.name} {where}), and one run does not "
-                "show what it does otherwise: take the choice out, or pass the part of the network without it."
+                f"the network chooses its course by a number that it computes ({op.name} {where}), and one run does "
+                "not show what it does otherwise: take the choice out, or pass the part of the network without it."
             )
 
 

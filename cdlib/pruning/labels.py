@@ -67,13 +67,14 @@ class Ledger:
 
     atoms: dict[tuple[str, int], tuple[int, int]] = field(default_factory=dict)
     count: int = 0
-    reasons: list[str] = field(default_factory=list)
+    reasons: list[str] = field(default_factory=lambda: [""])
     frozen: list[Problem] = field(default_factory=list)
     noticed: list[Problem] = field(default_factory=list)
     lost: list[Problem] = field(default_factory=list)
     consumed: list[Ids] = field(default_factory=list)
     produced: list[Ids] = field(default_factory=list)
     _pairs: list[tuple[Ids, Ids]] = field(default_factory=list)
+    _numbers: dict[str, int] = field(default_factory=lambda: {"": 0})
 
     def atom(self, tensor: str, dim: int, size: int) -> Ids:
         """The labels of one dimension of a parameter or buffer."""
@@ -90,9 +91,14 @@ class Ledger:
 
     def fixed(self, size: int, reason: str) -> Ids:
         """Markers for indices that stay."""
-        if reason not in self.reasons:
-            self.reasons.append(reason)
-        return np.full(size, -1 - self.reasons.index(reason))
+        return np.full(size, -1 - self.reason(reason))
+
+    def reason(self, text: str) -> int:
+        """The number of a reason; the first one, 0, is none."""
+        if text not in self._numbers:
+            self._numbers[text] = len(self.reasons)
+            self.reasons.append(text)
+        return self._numbers[text]
 
     def couple(self, a: Ids, b: Ids, op: int) -> None:
         """Note that a[i] and b[i] vanish together, or not at all where one of them stays."""

@@ -244,7 +244,7 @@ def unbind(walk: Walk, op: Op, args: dict[str, Any]) -> list[Labels]:
     return [Labels((*found.axes[:dim], *found.axes[dim + 1 :]), found.why) for _ in op.outputs]
 
 
-@rule("split", "split_with_sizes", "chunk", "tensor_split", "unsafe_split", "unsafe_split_with_sizes", "unsafe_chunk")
+@rule("split", "split_with_sizes", "chunk", "tensor_split")
 def split(walk: Walk, op: Op, args: dict[str, Any]) -> list[Labels]:
     """Consecutive ranges of a dimension."""
     axes, why = walk.of(op.inputs[0])

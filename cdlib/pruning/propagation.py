@@ -6,8 +6,8 @@ meets.
 
 When a reshape splits a labelled dimension, the result must stay rectangular, so either the inner or the outer part
 carries the labels and they are coupled across the other one: [heads * d] becomes [heads, d] with d removable, and
-[C * r * r] becomes [C, r, r] with C removable. The sizes do not tell which; the walk takes the innermost dimension first
-and, where that freezes the labels, tries the others.
+[C * r * r] becomes [C, r, r] with C removable. The sizes do not tell which; the walk takes the innermost dimension
+first and, where that freezes the labels, tries the others.
 """
 
 from __future__ import annotations
@@ -29,7 +29,8 @@ STRUCTURAL = "would have to change a dimension that is not channels"
 """How the reasons begin that another way to split a dimension may avoid."""
 
 
-MAKERS = set("expand repeat tile broadcast_to constant_pad_nd zeros ones full empty new_zeros new_ones new_full".split())
+MAKERS = {"expand", "repeat", "tile", "broadcast_to", "constant_pad_nd"}
+MAKERS |= {"zeros", "ones", "full", "empty", "new_zeros", "new_ones", "new_full"}
 """Operators whose results have labels although their operands have none."""
 
 
@@ -208,20 +209,47 @@ def is_weight(value: Value) -> bool:
 
 
 def walk(graph: Graph, training: Graph | None = None) -> Walk:
-    """Walk through a network, as often as it takes to split dimensions so that the fewest labels are frozen."""
+    """Walk through a network, as often as it takes to split dimensions well.
+
+    A split is good if it freezes few labels and, then, if few of those left could not be removed when zero. Splits by
+    the same code, of the same shapes, are decided together.
+    """
     done = _with_roles(graph, {}, training)
-    frozen = _frozen(done)
-    for index in list(done.choices):
-        candidates, ids = done.choices.get(index, (0, np.empty(0, dtype=np.int64)))
-        if index in done.splits or not frozen[ids].any():
-            continue
+    cost, bad = _cost(done)
+    for alike in _alike(done):
+        candidates, _ = done.choices.get(alike[0], (0, None))
         for choice in range(1, candidates):
-            other = _with_roles(graph, {**done.splits, index: choice}, training)
-            now = _frozen(other)
-            if not now[other.choices[index][1]].any() and _frozen(other, "").sum() < _frozen(done, "").sum():
-                done, frozen = other, now
+            if not any(bad[done.choices[index][1]].any() for index in alike if index in done.choices):
                 break
+            other = _with_roles(graph, {**done.splits, **dict.fromkeys(alike, choice)}, training)
+            if (now := _cost(other))[0] < cost:
+                done, (cost, bad) = other, now
     return done
+
+
+def _alike(done: Walk) -> list[list[int]]:
+    """The operators that split a dimension, those of the same class of modules and the same shapes together."""
+    ops, modules = {op.index: op for op in done.graph.ops}, done.graph.modules
+    found: dict[Any, list[int]] = {}
+    for index in done.choices:
+        op = ops.get(index)  # none: of the run in training mode
+        kind = (type(modules[op.module]), op.inputs[0].shape, op.outputs[0].shape) if op else index
+        found.setdefault(kind, []).append(index)
+    return list(found.values())
+
+
+def _cost(done: Walk) -> tuple[tuple[int, int], Flags]:
+    """How many labels are frozen, and noticed; and for every label whether another split might be better for it."""
+    of = done.ledger.components()
+    frozen, structural, noticed = np.zeros((3, done.ledger.count), dtype=bool)
+    for problem in done.ledger.frozen:
+        frozen[of[problem.ids]] = True
+        if problem.reason.startswith(STRUCTURAL):
+            structural[of[problem.ids]] = True
+    for problem in done.ledger.noticed:
+        noticed[of[problem.ids]] = True
+    counts = (int(frozen[of].sum()), int((noticed & ~frozen)[of].sum()))
+    return counts, (structural | (noticed & ~frozen))[of]
 
 
 def _with_roles(graph: Graph, splits: dict[int, int], training: Graph | None) -> Walk:
@@ -256,16 +284,6 @@ def _after(graph: Graph, other: Graph) -> Graph:
         ops.append(Op(op.index + first, op.target, op.module, op.call, args, kwargs, outputs))
     outputs = tuple(every[value.index] for value in other.outputs)
     return Graph(ops=ops, values=list(every.values()), outputs=outputs, modules=other.modules)
-
-
-def _frozen(done: Walk, reason: str = STRUCTURAL) -> Flags:
-    """For every label, whether its component is frozen for a reason that begins so."""
-    components = done.ledger.components()
-    marks = np.zeros(done.ledger.count, dtype=bool)
-    for problem in done.ledger.frozen:
-        if problem.reason.startswith(reason):
-            marks[components[problem.ids]] = True
-    return marks[components]
 
 
 @lru_cache(maxsize=4096)

@@ -84,7 +84,9 @@ def broadcast(walk: Walk, op: Op, operands: Sequence[Value], shape: tuple[int, .
         for value, (own, why) in zip(operands, found, strict=True):
             axis = own[-back] if len(own) >= back else None
             same = len(own) >= back and value.shape[-back] == size
-            if same:
+            if same and value.kind == "parameter":  # first, since it is what makes channels, not a mask of it
+                here.insert(0, (axis, why))
+            elif same:
                 here.append((axis, why))
             elif axis is not None:
                 walk.ledger.freeze(axis.ids, op.index, f"is spread over several positions by {walk.place(op)}")
@@ -397,7 +399,7 @@ def weight_norm(walk: Walk, op: Op, args: dict[str, Any]) -> list[Labels]:
 # Reductions.
 
 REDUCTIONS = (
-    "sum mean amax amin max min var std var_mean prod norm linalg_vector_norm logsumexp any all argmax argmin".split()
+    ["sum", "mean", "amax", "amin", "max", "min", "var", "std", "var_mean", "prod", "norm", "linalg_vector_norm", "logsumexp", "any", "all", "argmax", "argmin"]
 )
 
 

@@ -2,15 +2,14 @@
 
 `remove` cuts the slices of the units out of a copy of the network and then *runs* the copy, comparing every operator
 with what the labels predict. Where the Python code of a module does not follow (it asserts the old width, or computes a
-scale from the new one), that module is replaced by a `cdlib.pruning.rewrite.Rewritten`, which runs the recorded
-operators. So a network comes out that computes what it should, or an error.
+scale from the new one), that module is replaced by a `cdlib.pruning.rewritten.Rewritten`, which runs the
+recorded operators. So a network comes out that computes what it should, or an error.
 """
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
-from typing import Any
 
 import numpy as np
 import torch
@@ -18,7 +17,7 @@ from torch import Tensor, nn
 
 from cdlib.capture import ExampleInput, one_sample, repeated, run
 from cdlib.errors import CdlibError
-from cdlib.pruning.attributes import adjust
+from cdlib.pruning.attributes import Guesses, adjust, own_tensors
 from cdlib.pruning.groups import Drop, Groups, Key, find_groups
 from cdlib.pruning.history import note
 from cdlib.pruning.inputs import check_batch
@@ -136,7 +135,7 @@ def cut(
     if not slices:
         return small
     check_batch(model, walk.graph, repeated(example_input, batch_dim, 2))
-    shrink(small, slices)
+    guesses = Guesses(small, shrink(small, slices))
     rewriter = Rewriter(model, example_input, slices, batch_dim, walk.training)
     prediction = Prediction(walk, gone(walk, slices))
     args = one_sample(example_input, batch_dim)
@@ -145,6 +144,9 @@ def cut(
         wrong = first_difference(prediction, after)
         if wrong is None and error is None:
             break
+        if guesses.make(wrong or ""):
+            continue
+        guesses.undo(wrong or "")
         small = rewriter.rewrite(small, wrong or "", error)
         prediction, args = rewriter.prediction, rewriter.args
     done = note(model, example_input, slices, batch_dim, rewritten(small))
@@ -185,7 +187,9 @@ def copied(model: nn.Module) -> nn.Module:
     CdlibError
         If it cannot be copied.
     """
-    computed = [t for module in model.modules() for t in vars(module).values() if isinstance(t, Tensor) and not t.is_leaf]
+    computed = [
+        t for module in model.modules() for t in vars(module).values() if isinstance(t, Tensor) and not t.is_leaf
+    ]
     try:
         return copy.deepcopy(model, {id(t): t.detach().clone() for t in computed})
     except Exception as error:
@@ -198,8 +202,11 @@ def tensors_of(model: nn.Module) -> dict[str, Tensor]:
     return {**dict(model.named_parameters()), **dict(model.named_buffers())}
 
 
-def shrink(model: nn.Module, slices: Mapping[Key, Ids]) -> None:
-    """Cut slices out of the tensors of a network in place, and make the attributes of its modules agree."""
+def shrink(model: nn.Module, slices: Mapping[Key, Ids]) -> dict[int, tuple[tuple[int, ...], tuple[int, ...]]]:
+    """Cut slices out of the tensors of a network in place, and make the attributes of PyTorch's layers agree.
+
+    Returns the shapes of the tensors that were cut before and after, by the tensors' ids.
+    """
     held, shapes = tensors_of(model), dict[int, tuple[tuple[int, ...], tuple[int, ...]]]()
     by_tensor: dict[str, dict[int, Ids]] = {}
     for (name, dim), ids in slices.items():
@@ -216,14 +223,15 @@ def shrink(model: nn.Module, slices: Mapping[Key, Ids]) -> None:
         tensor.grad = None
         shapes[id(tensor)] = (before, tuple(data.shape))
     for module in model.modules():
-        own: dict[str, Any] = {**module._parameters, **module._buffers}
+        own = own_tensors(module)
         sizes = {name: shapes[id(tensor)] for name, tensor in own.items() if id(tensor) in shapes}
         if sizes:
             adjust(module, sizes)
+    return shapes
 
 
 def rewritten(model: nn.Module) -> list[str]:
     """The names of the modules of a network whose Python code was replaced by recorded operators."""
-    from cdlib.pruning.rewrite import Rewritten
+    from cdlib.pruning.rewritten import Rewritten
 
     return [name for name, module in model.named_modules() if isinstance(module, Rewritten)]

@@ -3,7 +3,7 @@
 A *unit* is the smallest thing that can be removed: for a channel between two convolutions, a row of the first one's
 weight and bias, its entries in the norm, and a column of the second one's weight. A *group* holds all units that change
 the same tensors, one per channel: a node group of the OTO papers. The own slices of a unit, which make what it hands on
-(rows, biases, scale and shift), form its PZIG (partially zero-invariant group, Chen et al. 2021, arXiv:2107.07467):
+(rows, biases, scale and shift), form its PZIG (pruning zero-invariant group, Chen et al. 2023, arXiv:2312.09411):
 when they are zero, nothing is handed on, and the unit can be removed without changing what the network computes, unless
 something on the way turns zeros into other numbers or takes statistics over channels. Both are found out.
 """

@@ -18,6 +18,7 @@ from cdlib.pruning.propagation import Walk, arguments
 
 _SILENT = {"clone", "contiguous", "alias", "detach", "_to_copy", "as_strided_", "lift_fresh", "empty"}
 _SAME = {"_unsafe_view": "view", "reshape": "view", "split": "split_with_sizes", "_reshape_alias": "view"}
+_PLAIN = {**_SAME, "mm": "addmm"}
 _SIZED = {"view", "_unsafe_view", "reshape", "expand", "zeros", "ones", "full", "empty"}
 _SIZED |= {"new_zeros", "new_ones", "new_full", "new_empty", "_reshape_alias"}
 
@@ -64,6 +65,7 @@ class Prediction:
         elif name == "native_group_norm":
             x, channels = args["input"], self.shape(args["input"])[1]
             args["C"], args["group"] = channels, channels if args["group"] == x.shape[1] else args["group"]
+            args["HxW"] = math.prod(self.shape(x)[2:])
         elif "normalized_shape" in args:
             args["normalized_shape"] = list(self.shape(op.inputs[0])[-len(args["normalized_shape"]) :])
         elif name == "scaled_dot_product_attention" and args.get("scale") is None:
@@ -103,10 +105,13 @@ def first_difference(prediction: Prediction, after: Graph) -> str | None:
     """Return the module in which a cut network first does not run as predicted; None if it does to the end."""
     expected = [op for op in prediction.graph.ops if op.name not in _SILENT]
     actual = [op for op in after.ops if op.name not in _SILENT]
+    agree = _agree
     if not (prediction.graph.on_meta and after.on_meta):
-        expected, actual = _products(expected), _products(actual)
+        agree = _agree_in_numbers
+        if [_PLAIN.get(op.name, op.name) for op in expected] != [_PLAIN.get(op.name, op.name) for op in actual]:
+            expected, actual = _products(expected), _products(actual)
     for op, other in zip(expected, actual, strict=False):
-        if not _agree(prediction, op, other, prediction.graph.on_meta):
+        if not agree(prediction, op, other):
             return op.module
     if after.failed_in is not None:
         return after.failed_in
@@ -118,17 +123,19 @@ def _products(ops: list[Op]) -> list[Op]:
     return [op for op in ops if op.name in ("convolution", "addmm", "mm", "native_batch_norm", "native_layer_norm")]
 
 
-def _agree(prediction: Prediction, expected: Op, actual: Op, all_shapes: bool) -> bool:
-    same = _SAME if all_shapes else {"mm": "addmm"}
-    if same.get(expected.name, expected.name) != same.get(actual.name, actual.name):
+def _agree_in_numbers(prediction: Prediction, expected: Op, actual: Op) -> bool:
+    """Compare weights and factors alone: in a run with numbers, the shapes of other tensors may depend on them."""
+    if _PLAIN.get(expected.name, expected.name) != _PLAIN.get(actual.name, actual.name):
         return False
-    if not all_shapes:
-        weights, others = ([v for v in op.inputs if v.name][-1:] for op in (expected, actual))
-        return [prediction.shape(v) for v in weights] == [v.shape for v in others]
-    if [prediction.shape(v) for v in expected.outputs] != [v.shape for v in actual.outputs]:
+    weights, others = ([v for v in op.inputs if v.name][-1:] for op in (expected, actual))
+    if [prediction.shape(v) for v in weights] != [v.shape for v in others]:
         return False
-    if expected.name in _SIZED or expected.name.startswith("split"):
-        return True
+    factors, given = ([x for x in leaves(args) if isinstance(x, float)] for args in _both(prediction, expected, actual))
+    return _equal(factors, given)
+
+
+def _both(prediction: Prediction, expected: Op, actual: Op) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What an operator should be called with and what it was, written in the same way."""
     wanted, found = prediction.arguments(expected), arguments(actual)
     if expected.name == "slice":
         size = actual.inputs[0].shape[found["dim"]]
@@ -137,6 +144,17 @@ def _agree(prediction: Prediction, expected: Op, actual: Op, all_shapes: bool) -
         found["index"] %= actual.inputs[0].shape[found["dim"]]
     elif expected.name == "scaled_dot_product_attention" and found.get("scale") is None:
         found["scale"] = 1 / math.sqrt(found["query"].shape[-1])
+    return wanted, found
+
+
+def _agree(prediction: Prediction, expected: Op, actual: Op) -> bool:
+    if _SAME.get(expected.name, expected.name) != _SAME.get(actual.name, actual.name):
+        return False
+    if [prediction.shape(v) for v in expected.outputs] != [v.shape for v in actual.outputs]:
+        return False
+    if expected.name in _SIZED or expected.name.startswith("split"):
+        return True
+    wanted, found = _both(prediction, expected, actual)
     return all(_equal(wanted[name], found.get(name)) for name in wanted if name != "device")
 
 

@@ -80,10 +80,12 @@ class Rewriter:
         self.args = self.args or args
         graph, error = run(self._model, args, on_meta=True)
         if error is not None:
+            graph, error = run(self._model, args, on_meta=False)
+        if error is not None:
             line = " ".join(str(error).split())
             raise CdlibError(
                 f"{type(self._model).__name__} has code that does not follow the new widths, and cannot be rewritten, "
-                f"since it does not run on {samples} samples without their numbers ({type(error).__name__}: {line})."
+                f"since it does not run on {samples} samples ({type(error).__name__}: {line})."
             ) from error
         done = walk(graph, self._training)
         return Prediction(done, gone(done, self._slices))

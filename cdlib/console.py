@@ -72,6 +72,62 @@ def print_totals(found: Profile) -> None:
     print("Decimal units: k = 10^3, M = 10^6, G = 10^9.")
 
 
+def print_groups(facts: dict[str, Any]) -> None:
+    """Print a row per group of channels, and how much of the network can be reached.
+
+    Parameters
+    ----------
+    facts : dict
+        As `cdlib groups --json` prints them.
+    """
+    yes = {True: "yes", False: "no"}
+    groups = facts["groups"]
+    rows = [
+        [g["name"], g["units"], yes[g["prunable"]], yes[g["zero_invariant"]] if g["prunable"] else "", g["reason"]]
+        for g in groups
+    ]
+    print_table(["group", "units", "prunable", "zero-invariant", "reason"], rows, right=[1])
+    print(f"{facts['model']}, one sample of {times(facts['input'])}")
+    for label, key in (("prunable", "prunable"), ("zero-invariant", "zero_invariant")):
+        count, share = sum(group[key] for group in groups), facts["share"][key]
+        print(f"  {label:14}  {count} of {len(groups)} groups, with {int(1000 * share) / 10} % of the parameters")
+
+
+def print_pruned(facts: dict[str, Any], most: int = 6) -> None:
+    """Print what became of a network: the units removed, the counts before and after, what was rewritten.
+
+    Parameters
+    ----------
+    facts : dict
+        As `cdlib prune --json` prints them.
+    most : int, default 6
+        Modules to name before the rest is counted.
+    """
+    size, groups = times(facts["input"]), facts["groups"].values()
+    removed, units = (sum(group[key] for group in groups) for key in ("removed", "units"))
+    touched = sum(group["removed"] > 0 for group in groups)
+    print(
+        f"{facts['model']}, one sample of {size}: {removed:,} of {units:,} units removed, "
+        f"from {touched} of {len(groups)} groups"
+    )
+    kinds = {"params": ("params", ""), "MACs": ("macs", ""), "weights": ("weight_bytes", "B")}
+    rows = []
+    for label, (key, unit) in kinds.items():
+        before, after = facts["before"][key], facts["after"][key]
+        change = f"{100 * after / before - 100:+.1f} %" if before else ""
+        rows.append([label, in_units(before, unit), in_units(after, unit), change])
+    print_table(["", "before", "after", "change"], rows, right=[1, 2, 3])
+    names = facts["rewritten"]
+    if names:
+        more = f" and {len(names) - most} more" if len(names) > most else ""
+        print(
+            f"{len(names)} {'module' if len(names) == 1 else 'modules'} could not follow the new widths and now "
+            f"{'runs' if len(names) == 1 else 'run'} recorded operators, for inputs of {size} only: "
+            f"{', '.join(names[:most])}{more}"
+        )
+    print(f"wrote {facts['file']}, {in_units(facts['file_bytes'], 'B')}")
+
+
 def times(shape: Sequence[int]) -> str:
     """Return a shape as people write it, for example ``3x32x32``."""
     return "x".join(str(size) for size in shape)

@@ -21,6 +21,9 @@ from torch import nn
 
 from cdlib.errors import CdlibError, unknown
 
+RECIPE = "cdlib_recipe"
+"""The attribute of a built network that says what `build` was called with: its name, classes and options."""
+
 _NO_NAMES = "give one of cdlib.models.names(), timm:NAME or path/to/file.py:function"
 
 
@@ -45,16 +48,22 @@ def build(name: str, classes: int = 10, *, pretrained: bool = False, **options: 
     -------
     torch.nn.Module
         In training mode. It maps images [N, C, H, W] to logits [N, classes]; for that reason GoogLeNet and Inception v3
-        come without the auxiliary classifiers they would train with.
+        come without the auxiliary classifiers they would train with. The attribute `RECIPE` says how it was built.
 
     Raises
     ------
     CdlibError
         Unknown name or option, a file or function that cannot be used, or weights that cannot be had.
     """
+    _check_count("classes", classes)
+    model = _built(name, classes, pretrained, options)
+    setattr(model, RECIPE, {"name": name, "classes": classes, "options": options})
+    return model
+
+
+def _built(name: str, classes: int, pretrained: bool, options: dict[str, Any]) -> nn.Module:
     from cdlib.networks import BOOK
 
-    _check_count("classes", classes)
     if _is_file(name):
         return _from_file(name, classes, pretrained, options)
     if name in BOOK:

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+    from cdlib.pruning.groups import Groups
+
 # Paul Tol's high-contrast scheme (personal.sron.nl/~pault): safe for the colour-blind, and four distinct greys in
 # print.
 COLOURS = ("#004488", "#DDAA33", "#BB5566", "#000000")
@@ -222,6 +224,44 @@ def comparison(frame: pd.DataFrame, text: pd.DataFrame, *, title: str = "") -> F
     axes.set(xlabel="after / before", xlim=(0, 1.4 * ratios.max()), ylim=(len(labels) - 0.5, -0.5), title=title)
     axes.grid(axis="y", visible=False)
     return figure
+
+
+def groups(groups: Groups, *, inside: str = "", most: int = 60, ax: Axes | None = None) -> Axes:
+    """Draw the operators of a network in the colours of their node groups.
+
+    From top to bottom, each operator that computes something: stems (convolutions, linear layers) as boxes, accessories
+    (norms, activations) round, joints (additions, concatenations) with points. The letters and colours of a node are
+    those of the groups whose channels it hands on. A group that is not zero-invariant is hatched with a broken outline;
+    one that cannot be pruned is grey and has no letter.
+
+    Parameters
+    ----------
+    groups : Groups
+        What `cdlib.find_groups` returns.
+    inside : str, default ""
+        Draw only this module, and where its inputs come from and its outputs go to.
+    most : int, default 60
+        How many nodes are allowed; more than these are hard to read.
+    ax : Axes, optional
+        Where to draw, with the legend to the right of it; default a new figure of the size that the text needs.
+
+    Returns
+    -------
+    Axes
+        In inches of the drawing, the top left near (0, 0).
+
+    Raises
+    ------
+    CdlibError
+        If there are no groups, no such module or too many nodes, or the module runs no operators.
+
+    References
+    ----------
+    Stems, accessories, joints and node groups are terms of Chen et al. (2023), arXiv:2303.06862.
+    """
+    from cdlib.groupplot import draw
+
+    return draw(groups, inside, most, ax)
 
 
 def _change(ratio: float, change: str) -> str:

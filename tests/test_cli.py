@@ -100,7 +100,9 @@ def test_help_imports_nothing_slow() -> None:
 
 
 def test_help_and_version() -> None:
-    assert all(name in printed("--help") for name in ("profile", "compare", "chapters", "data", "results"))
+    assert all(
+        name in printed("--help") for name in ("profile", "compare", "groups", "prune", "chapters", "data", "results")
+    )
     assert printed("--version") == f"cdlib {cdlib.__version__}\n"
 
 
@@ -143,6 +145,217 @@ def test_compare_says_why_there_is_no_accuracy(checkpoint: Path) -> None:
 
 def test_compare_refuses_an_input_that_the_data_do_not_have() -> None:
     assert "1x8x8" in refused("compare", "vgg_mini", "vgg_mini", "--data", "digits", "--input", "3x32x32")
+
+
+# ----------------------------------------------------------------------------------------------------- groups and prune
+
+NETWORK = """
+import torch
+from torch import nn
+
+class Net(nn.Module):
+    def __init__(self, classes):
+        super().__init__()
+        self.first, self.norm, self.inner = nn.Linear(6, 8), nn.LayerNorm(8), nn.Linear(8, 12)
+        self.outer, self.last = nn.Linear(12, 8), nn.Linear(8, classes)
+    def forward(self, x):
+        x = self.norm(self.first(x))
+        y = self.inner(x).relu()
+        return self.last(x + self.outer(y))
+
+def make(classes=3):
+    torch.manual_seed(7)
+    return Net(classes)
+
+class Stubborn(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.inner, self.outer = nn.Linear(6, 8), nn.Linear(8, 3)
+    def forward(self, x):
+        x = self.inner(x)
+        assert x.shape[1] == 8
+        return self.outer(x)
+
+def stubborn():
+    return nn.Sequential(Stubborn())
+"""
+
+
+@pytest.fixture
+def net(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    (tmp_path / "net.py").write_text(NETWORK)
+    monkeypatch.chdir(tmp_path)
+    return "net.py:make"
+
+
+def test_groups_are_listed_with_their_share_of_the_parameters(net: str) -> None:
+    text = printed("groups", net, "--input", "6", "--classes", "3")
+    lines = [" ".join(line.split()) for line in text.splitlines()]
+    assert "first 8 yes no native_layer_norm in norm takes statistics over it" in lines
+    assert "inner 12 yes yes" in lines and "last 3 no reaches the output" in lines
+    found = json.loads(printed("groups", net, "--input", "6", "--classes", "3", "--json"))
+    assert [(g["name"], g["units"], g["prunable"], g["zero_invariant"]) for g in found["groups"]] == [
+        *(("first", 8, True, False), ("inner", 12, True, True), ("last", 3, False, False))
+    ]
+    total = 7 * 8 + 2 * 8 + 9 * 12 + 13 * 8 + 9 * 3
+    assert found["share"]["prunable"] == pytest.approx(1 - 3 / total)
+    assert found["share"]["zero_invariant"] == pytest.approx((9 * 12 + 12 * 8) / total)
+    assert "2 of 3 groups, with 99.0 % of the parameters" in text and "1 of 3 groups, with 65.5 %" in text
+
+
+def test_groups_keep_what_the_user_names(net: str) -> None:
+    rows = json.loads(printed("groups", net, "--input", "6", "--keep", "outer", "--keep", "last", "--json"))["groups"]
+    assert [row["prunable"] for row in rows] == [False, False, False]
+    assert rows[1]["reason"] == "is kept by your choice of 'outer'"
+
+
+def test_prune_saves_what_it_says(net: str) -> None:
+    given = ("prune", net, "--input", "6", "--classes", "3", "--ratio", "0.5", "-o", "small.cdlib")
+    text = printed(*given)
+    small = cdlib.load("small.cdlib", models.build(net, 3))
+    assert small.inner.out_features == 6 and small.first.out_features == 4
+    before, after = (sum(p.numel() for p in m.parameters()) for m in (models.build(net, 3), small))
+    assert "10 of 23 units removed, from 2 of 3 groups" in text
+    row = next(line.split() for line in text.splitlines() if line.strip().startswith("params"))
+    assert row == ["params", str(before), str(after), f"{100 * after / before - 100:+.1f}", "%"]
+    assert "wrote small.cdlib" in text and "recorded" not in text
+    found = json.loads(printed(*given, "--force", "--json"))
+    assert found["groups"]["inner"] == {"units": 12, "removed": 6}
+    assert found["before"]["params"] == before and found["after"]["params"] == after
+    assert found["after"]["macs"] == cdlib.profile(small, torch.zeros(1, 6)).macs
+    assert found["file_bytes"] == Path("small.cdlib").stat().st_size
+    assert found["rewritten"] == []
+
+
+def test_prune_removes_the_lowest_of_the_chosen_groups_rounded(net: str) -> None:
+    printed(
+        *("prune", net, "--input", "6", "--classes", "3", "--ratio", "0.5", "--saliency", "l1", "--round-to", "4"),
+        *("--zero-invariant", "-o", "small.cdlib"),
+    )
+    model = models.build(net, 3)
+    small = cdlib.load("small.cdlib", model)
+    score = torch.cat([model.inner.weight, model.inner.bias[:, None]], 1).abs().sum(1)
+    kept = score.argsort()[4:].sort().values  # half of 12 are 6, of which 4 leave a multiple of 4
+    assert torch.equal(small.inner.weight, model.inner.weight[kept])
+    assert torch.equal(small.first.weight, model.first.weight)
+
+
+def test_prune_starts_from_a_checkpoint_and_from_a_saved_network(net: str) -> None:
+    torch.manual_seed(3)
+    model = models.build("vgg_mini", 5)
+    torch.save(model.state_dict(), "vgg.pt")
+    common = ("--input", "3x8x8", "--ratio", "0.25", "--round-to", "2")
+    printed("prune", "vgg_mini", *common, "--classes", "5", "--weights", "vgg.pt", "-o", "one.cdlib")
+    one = cdlib.load("one.cdlib")
+    rows = model.features[0].weight.flatten(1)
+    assert all((rows == row).all(1).any() for row in one.features[0].weight.flatten(1))
+    printed("prune", "one.cdlib", "--ratio", "0.25", "-o", "two.cdlib")
+    printed("prune", "vgg_mini", "--classes", "5", *common[2:], "--weights", "one.cdlib", "-o", "again.cdlib")
+    assert cdlib.load("two.cdlib").features[0].out_channels == 9
+    assert cdlib.load("again.cdlib").features[0].out_channels == 10
+
+
+def test_prune_names_the_modules_that_were_rewritten(net: str) -> None:
+    given = ("prune", "net.py:stubborn", "--input", "6", "--ratio", "0.5", "-o", "small.cdlib")
+    assert (
+        "1 module could not follow the new widths and now runs recorded operators, for inputs of 6 only: 0\n"
+        in printed(*given)
+    )
+    assert json.loads(printed(*given, "--force", "--json"))["rewritten"] == ["0"]
+
+
+def test_prune_says_that_random_weights_are_random(net: str) -> None:
+    arguments = ("prune", "vgg_mini", "--input", "3x8x8", "--ratio", "0.5", "-o")
+    result = run(*arguments, "a.cdlib")
+    assert result.stderr == "note: vgg_mini had random weights: give --weights to prune a trained network\n"
+    run(*arguments, "b.cdlib", "--seed", "0")
+    run(*arguments, "c.cdlib", "--seed", "1")
+    assert Path("a.cdlib").read_bytes() == Path("b.cdlib").read_bytes() != Path("c.cdlib").read_bytes()
+    assert run("prune", net, "--input", "6", "--ratio", "0.5", "-o", "d.cdlib").stderr == ""
+
+
+def test_a_saved_network_is_profiled_and_compared(net: str) -> None:
+    printed("prune", "vgg_mini", "--input", "1x8x8", "--ratio", "0.5", "-o", "small.cdlib")
+    found = json.loads(printed("profile", "small.cdlib", "--no-layers", "--json"))
+    expected = cdlib.profile(cdlib.load("small.cdlib"), torch.zeros(1, 1, 8, 8))
+    assert (found["input"], found["classes"], found["totals"]["macs"]) == ([1, 8, 8], 10, expected.macs)
+    assert json.loads(printed("profile", "small.cdlib", "--input", "1x16x16", "--json"))["input"] == [1, 16, 16]
+    rows = json.loads(printed("compare", "vgg_mini", "small.cdlib", "--runs", "2", "--json"))["quantities"]
+    assert rows["macs"]["after"] == expected.macs
+    result = run("compare", "small.cdlib", "small.cdlib", "--data", "digits", "--runs", "2", "--json")
+    assert result.stderr == "" and json.loads(result.stdout)["quantities"]["accuracy"]["change"] == 0
+
+
+def test_a_saved_network_of_a_file_goes_into_the_network(net: str) -> None:
+    printed("prune", net, "--input", "6", "--ratio", "0.5", "-o", "small.cdlib")
+    assert "path/to/net.py:make --weights small.cdlib" in refused("profile", "small.cdlib")
+    found = json.loads(printed("profile", net, "--weights", "small.cdlib", "--json"))
+    assert found["totals"]["params"] == sum(
+        p.numel() for p in cdlib.load("small.cdlib", models.build(net)).parameters()
+    )
+    rows = json.loads(printed("groups", net, "--weights", "small.cdlib", "--json"))["groups"]
+    assert [row["units"] for row in rows] == [4, 6, 10]
+    rows = json.loads(printed("compare", net, net, "--weights-b", "small.cdlib", "--runs", "2", "--json"))["quantities"]
+    assert rows["params"]["after"] == found["totals"]["params"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--ratio", "1"), "ratio=1.0 is no share"),
+        (("--ratio", "-0.1"), "ratio=-0.1 is no share"),
+        (("--ratio", "nan"), "ratio=nan is no share"),
+        (("--ratio", "0.5", "--saliency", "taylor"), "unknown saliency 'taylor'"),
+        (("--ratio", "0.5", "--saliency", "bn"), "group 'first' has no batch norm"),
+        (("--ratio", "0.5", "--round-to", "0"), "--round-to 0 is no multiple"),
+        (("--ratio", "0.5", "--round-to", "64"), "removes no unit of any group, the largest of which has 12"),
+        (("--ratio", "0.01"), "removes no unit"),
+        (("--ratio", "0.5", "--keep", "iner"), "did you mean 'inner'"),
+        (("--ratio", "0.5", "--keep", "inner", "--keep", "outer"), "of 3 groups none is prunable"),
+        (("--ratio", "0.5", "-o", "net.py"), "net.py exists: give another name, or --force"),
+        (("--ratio", "0.5", "-o", "."), "is a folder"),
+        (("--ratio", "0.5", "-o", "nowhere/x.cdlib"), "there is no folder nowhere"),
+        (("--ratio", "0.5", "--weights", "none.pt"), "none.pt is not a file"),
+        (("--ratio", "0.5", "--input", "7"), "(1, 7)"),
+    ],
+)
+def test_prune_refuses_in_one_line_and_writes_nothing(net: str, arguments: tuple[str, ...], message: str) -> None:
+    before = sorted(Path.cwd().iterdir()), Path("net.py").read_text()
+    defaults = [] if "-o" in arguments else ["-o", "small.cdlib"]
+    shape = [] if "--input" in arguments else ["--input", "6"]
+    assert message in refused("prune", net, *arguments, *defaults, *shape)
+    assert (
+        sorted(path for path in Path.cwd().iterdir() if path.name != "__pycache__"),
+        Path("net.py").read_text(),
+    ) == before
+
+
+def test_saved_files_that_are_not_right_are_named(net: str) -> None:
+    Path("bad.cdlib").write_bytes(b"no network")
+    for command in (("profile", "bad.cdlib"), ("groups", "bad.cdlib"), ("compare", "vgg_mini", "bad.cdlib")):
+        assert "bad.cdlib cannot be read" in refused(*command)
+    assert "none.cdlib is not a file" in refused("prune", "none.cdlib", "--ratio", "0.5", "-o", "x.cdlib")
+    cdlib.save(models.build("vgg_mini"), "vgg.cdlib")
+    for option in (("--classes", "10"), ("--option", "in_channels=3"), ("--weights", "x.pt")):
+        assert "leave out --classes, --option and --weights" in refused("profile", "vgg.cdlib", *option)
+    assert "one sample of 3x32x32, 10 classes" in printed("profile", "vgg.cdlib")
+    with torch.no_grad():
+        pair = nn_pair()
+        drop = {"one": [0]}
+        cdlib.save(cdlib.remove(pair, (torch.zeros(1, 2), torch.zeros(1, 2)), drop), "pair.cdlib")
+    assert "more than one tensor" in refused("profile", "pair.cdlib")
+
+
+def nn_pair() -> torch.nn.Module:
+    class Pair(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.one, self.two = torch.nn.Linear(2, 3), torch.nn.Linear(3, 1)
+
+        def forward(self, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+            return self.two(self.one(a + b))
+
+    return Pair()
 
 
 # ------------------------------------------------------------------------------------- chapters, data, recorded results

@@ -49,8 +49,8 @@ def test_conda_users_get_the_same_python_and_the_same_lock() -> None:
     assert (pip, section) == ("pip", {"pip": ["--requirement requirements.lock", "--editable ."]})
 
 
-def test_what_the_package_needs_is_torch_numpy_and_pandas() -> None:
-    assert {Requirement(text).name for text in PROJECT["dependencies"]} == {"torch", "numpy", "pandas"}
+def test_what_the_package_needs_is_little() -> None:
+    assert {Requirement(text).name for text in PROJECT["dependencies"]} == {"torch", "numpy", "pandas", "safetensors"}
 
 
 def test_one_version_everywhere() -> None:

@@ -59,7 +59,7 @@ def assemble(done: Walk, kept: Mapping[str, str]) -> list[Group]:
             stems=tuple(dict.fromkeys(name for name, _ in stems)),
             tensors=tuple(places),
             own=tuple(key for key in places if key not in not_own),
-            _places=places,
+            places=places,
         )
         found.append(group)
     return found

@@ -87,13 +87,14 @@ class Guesses:
 
     A number, or one in a tuple, that is the size of a dimension that was cut, and of no other, may have to become its
     new size; but it may also be something else. `make` tries it for a module that does not run as it should, and
-    `undo` takes it back where that did not help.
+    `undo` takes it back where that did not help. `made` says what was changed, by module.
     """
 
     def __init__(self, model: nn.Module, shapes: Mapping[int, tuple[tuple[int, ...], tuple[int, ...]]]) -> None:
         self._model = model
         self._new: dict[str, dict[str, Any]] = {}
         self._old: dict[str, dict[str, Any]] = {}
+        self.made: dict[str, dict[str, Any]] = {}
         for path, module in model.named_modules():
             own = own_tensors(module).values()
             pairs = {pair for t in own if id(t) in shapes for pair in zip(*shapes[id(t)], strict=True)}
@@ -111,6 +112,7 @@ class Guesses:
         for path in alike:
             module, new = self._model.get_submodule(path), self._new.pop(path)
             self._old[path] = {key: getattr(module, key) for key in new}
+            self.made[path] = new
             changed |= bool(new)
             vars(module).update(new)
         return changed
@@ -119,6 +121,7 @@ class Guesses:
         """Put the numbers of a module back."""
         if name in self._old:
             vars(self._model.get_submodule(name)).update(self._old.pop(name))
+            del self.made[name]
 
 
 def _numbers(module: nn.Module, pairs: set[tuple[int, int]]) -> dict[str, Any]:

@@ -69,6 +69,9 @@ class Group:
         Every tensor and dimension that a unit has slices of.
     own : tuple of (str, int)
         Those of them that belong to the units' PZIG; the others are read by the layers that come after.
+    places : dict
+        For each of `tensors` two int64 arrays of the same length: units, and the indices along the dimension that
+        vanish with them.
     """
 
     name: str
@@ -79,7 +82,7 @@ class Group:
     stems: tuple[str, ...]
     tensors: tuple[Key, ...]
     own: tuple[Key, ...]
-    _places: Mapping[Key, tuple[Ids, Ids]] = field(repr=False)
+    places: Mapping[Key, tuple[Ids, Ids]] = field(repr=False)
 
     def slices(self, unit: int) -> list[Slice]:
         """Return the slices that vanish with a unit.
@@ -106,7 +109,7 @@ class Group:
         for unit in units:
             if isinstance(unit, bool) or not isinstance(unit, int | np.integer) or not 0 <= unit < self.size:
                 raise CdlibError(f"group {self.name!r} has no unit {unit!r}: its units are 0 to {self.size - 1}.")
-        of_unit, index = self._places[key]
+        of_unit, index = self.places[key]
         return np.sort(index[np.isin(of_unit, np.asarray(units, dtype=np.int64))])
 
 

@@ -28,6 +28,7 @@ def note(
     slices: Mapping[tuple[str, int], Ids],
     batch_dim: int | None,
     rewritten: list[str],
+    attributes: Mapping[str, Mapping[str, Any]],
 ) -> Entry:
     """Return what is kept of a removal.
 
@@ -43,13 +44,15 @@ def note(
         The dimension of the input that counts samples.
     rewritten : list of str
         The modules of the network after it that run recorded operators.
+    attributes : dict
+        The attributes of a user's modules that became others, by module.
 
     Returns
     -------
     dict
         ``slices`` (indices such as ``"0-3,7"``, and the ``"tensor:dimension"`` places from which they vanished),
-        ``input``, ``batch_dim``, ``rewritten`` and ``types`` (the floating type of most tensors under ``""``, and the
-        others by name).
+        ``input``, ``batch_dim``, ``rewritten``, ``attributes`` and ``types`` (the floating type of most tensors under
+        ``""``, and the others by name).
     """
     places: dict[str, list[str]] = {}
     for (name, dim), ids in slices.items():
@@ -59,6 +62,7 @@ def note(
         "input": to_json(example_input),
         "batch_dim": batch_dim,
         "rewritten": list(rewritten),
+        "attributes": to_json({path: dict(values) for path, values in attributes.items() if values}),
         "types": _types(model),
     }
 
@@ -71,6 +75,12 @@ def slices(entry: Entry) -> dict[tuple[str, int], Ids]:
         ids = np.concatenate([np.arange(run[0], run[-1] + 1) for run in ends])
         found |= {(place.rpartition(":")[0], int(place.rpartition(":")[2])): ids for place in places}
     return found
+
+
+def set_attributes(model: nn.Module, entry: Entry) -> None:
+    """Give a user's modules the attributes that they got at a removal."""
+    for path, values in from_json(entry["attributes"]).items():
+        vars(model.get_submodule(path)).update(values)
 
 
 def set_types(model: nn.Module, entry: Entry) -> None:

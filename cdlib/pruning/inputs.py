@@ -51,20 +51,28 @@ def check(model: Any, example_input: Any) -> None:
 
 
 def check_course(graph: Graph) -> None:
-    """Raise if a recorded network chose its course by a number that it computed from its input.
+    """Raise if a recorded network chose by a number that it computed from its input which weights to use.
+
+    Choices after the last weight, such as those of a detector about its boxes, do no harm.
 
     Raises
     ------
     CdlibError
         Since one run does not show what the network does for other inputs.
     """
-    for op in graph.ops:
-        if op.name in _CHOICES and any(value.kind == "activation" for value in op.inputs):
+    last = max((op.index for op in graph.ops if any(v.kind == "parameter" for v in op.inputs)), default=0)
+    for op in graph.ops[:last]:
+        chosen = [value for value in op.inputs if value.kind == "activation" and value.dtype == torch.bool]
+        if op.name in _CHOICES and (chosen or op.name == "equal"):
             where = f"in {op.module}" if op.module else "in its own forward"
             raise CdlibError(
                 f"the network chooses its course by a number that it computes ({op.name} {where}), and one run does "
                 "not show what it does otherwise: take the choice out, or pass the part of the network without it."
             )
+
+
+_CHOICES = {"_local_scalar_dense", "is_nonzero", "equal"}
+"""Operators that hand a number of a tensor to Python; a truth value, for an ``if``."""
 
 
 def training_run(model: nn.Module, graph: Graph, args: tuple[Any, ...]) -> Graph | None:
@@ -96,9 +104,6 @@ def check_batch(model: nn.Module, graph: Graph, args: tuple[Any, ...]) -> None:
 
 def _weights(graph: Graph) -> set[str]:
     return {value.name for op in graph.ops for value in op.inputs if value.kind == "parameter"}
-
-
-_CHOICES = {"_local_scalar_dense", "is_nonzero", "equal"}
 
 
 def _check_memory(held: dict[str, torch.Tensor]) -> None:

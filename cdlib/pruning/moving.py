@@ -41,7 +41,7 @@ def copy(walk: Walk, op: Op, args: dict[str, Any]) -> Labels:
 @rule("zeros", "ones", "full", "empty", "fill_", "zero_", "fill", "zero", "rand_like", "randn_like", "bernoulli_")
 def uniform(walk: Walk, op: Op, args: dict[str, Any]) -> Labels:
     """A tensor with the same number, or numbers drawn alike, everywhere: it may follow in size whatever it meets."""
-    zero = "zero" in op.name or args.get("fill_value", args.get("value")) == 0
+    zero = "zero" in op.name or "empty" in op.name or args.get("fill_value", args.get("value")) == 0
     out = op.outputs[0]
     if op.name.endswith(("_like", "_")):
         axes = walk.of(op.inputs[0]).axes
@@ -64,6 +64,16 @@ def made(walk: Walk, op: Op, args: dict[str, Any]) -> list[Labels]:
 
 
 # Dimensions in another order or shape.
+
+
+@rule("view_as_complex", "view_as_real", "_conj", "conj_physical")
+def complex_numbers(walk: Walk, op: Op, args: dict[str, Any]) -> Labels:
+    """Pairs of numbers as complex numbers, and back: the pairs stay."""
+    found = walk.of(op.inputs[0])
+    if op.name == "view_as_complex":
+        walk.freeze(found, op.index, f"{STRUCTURAL}: the two parts of a complex number", [len(found.axes) - 1])
+        return Labels(found.axes[:-1], found.why)
+    return Labels((*found.axes, None), found.why) if op.name == "view_as_real" else found
 
 
 @rule("permute", "transpose", "t", "swapaxes", "movedim", "numpy_T", "transpose_")
@@ -291,6 +301,7 @@ def stack(walk: Walk, op: Op, args: dict[str, Any]) -> Labels:
 
 
 @rule("flip", "roll", "cumsum", "cumprod", "sort", "topk", "unfold", "index_select", "gather", "repeat_interleave")
+@rule("cummax", "cummin", "_fft_r2c", "_fft_c2r", "_fft_c2c")
 def ordered(walk: Walk, op: Op, args: dict[str, Any]) -> list[Labels]:
     """Operators for which the order of a dimension counts: it has to stay, the others do not matter."""
     source = op.inputs[0]
@@ -303,9 +314,10 @@ def ordered(walk: Walk, op: Op, args: dict[str, Any]) -> list[Labels]:
     walk.freeze(found, op.index, f"{STRUCTURAL}: {walk.place(op)} depends on its order", dims)
     for other in op.inputs[1:]:
         walk.freeze(walk.of(other), op.index, f"is an index in {walk.place(op)}")
-    axes = tuple(None if dim in dims else axis and axis.known(op.name in ("flip", "roll")) for dim, axis in enumerate(found.axes))
-    zero = tuple(a and a.known(f.zero) if f is not None else a for a, f in zip(axes, found.axes, strict=True))
-    return [Labels(zero + (None,) * (len(v.shape) - rank), found.why) for v in op.outputs]
+    axes = tuple(None if dim in dims else axis for dim, axis in enumerate(found.axes))
+    places = tuple(axis and axis.known(False) for axis in axes)  # where the numbers were, as sort and topk return them
+    new = (None,) * (len(op.outputs[0].shape) - rank)
+    return [Labels((places if k else axes) + new, found.why) for k in range(len(op.outputs))]
 
 
 @rule("index", "index_put_", "index_put", "_unsafe_index")
@@ -417,16 +429,16 @@ def pad(walk: Walk, op: Op, args: dict[str, Any]) -> Labels:
     return Labels(tuple(result), why)
 
 
-@rule("pixel_shuffle", "pixel_unshuffle", "channel_shuffle", "im2col")
+@rule("pixel_shuffle", "pixel_unshuffle", "channel_shuffle", "im2col", "col2im")
 def pixels(walk: Walk, op: Op, args: dict[str, Any]) -> Labels:
     """Blocks of channels become positions, or positions blocks of channels."""
     source, out = op.inputs[0], op.outputs[0]
     axes, why = walk.of(source)
-    first = len(source.shape) - 3
+    first = len(source.shape) - (2 if op.name == "col2im" else 3)
     channels = axes[first]
     walk.freeze(Labels(axes), op.index, f"{STRUCTURAL}: positions in {walk.place(op)}", range(first + 1, len(axes)))
     result: Axis | None = None
-    if channels is not None and op.name == "pixel_shuffle":
+    if channels is not None and op.name in ("pixel_shuffle", "col2im"):
         ids, zero = (part.reshape(out.shape[first], -1) for part in channels)
         for other in ids.T[1:]:
             walk.ledger.couple(ids[:, 0], other, op.index)

@@ -166,10 +166,20 @@ def product(walk: Walk, op: Op, args: dict[str, Any]) -> Labels:
     values = [value for name in ("self", "mat1", "mat2", "batch1", "batch2") if isinstance(value := args.get(name), Value)]
     a, b = values[-2:]
     walk.contract(op, a, -1, b, -2)
-    batch = [
-        walk.join([(walk.of(v).axes[d], walk.of(v).why) for v in (a, b)], op) for d in range(len(op.outputs[0].shape) - 2)
-    ]
+    batch = []
+    for dim in range(len(op.outputs[0].shape) - 2):
+        joined = walk.join([(walk.of(v).axes[dim], walk.of(v).why) for v in (a, b)], op)
+        zero = np.logical_or.reduce([axis.zero for v in (a, b) if (axis := walk.of(v).axes[dim]) is not None])
+        batch.append(None if joined is None else joined.known(zero))
     return Labels((*batch, walk.emit(a, -2), walk.emit(b, -1)), walk.of(a).why)
+
+
+@rule("mv", "dot", "vdot")
+def vector_product(walk: Walk, op: Op, args: dict[str, Any]) -> Labels:
+    """[i, k] or [k] times [k]."""
+    a, b = op.inputs
+    walk.contract(op, a, -1, b, -1)
+    return Labels((walk.emit(a, 0),) if len(a.shape) == 2 else (), walk.of(a).why)
 
 
 @rule("addmm", "baddbmm")
@@ -217,8 +227,22 @@ def attention(walk: Walk, op: Op, args: dict[str, Any]) -> Labels:
                 else:
                     walk.freeze(walk.of(operand), op.index, "is shared by several heads", [len(operand.shape) - back])
         joined = walk.join(here, op)
-        batch.append(None if joined is None else joined.known(False))
-    return Labels((*batch, walk.emit(query, -2), walk.emit(value, -1)), walk.of(query).why)
+        head = walk.of(value).axes[-back] if value.shape[-back:][:1] == out.shape[-back:][:1] else None
+        batch.append(None if joined is None else joined.known(False if head is None else head.zero))
+    rows = walk.emit(query, -2)
+    return Labels((*batch, rows and rows.known(False), walk.emit(value, -1)), walk.of(query).why)
+
+
+@rule("glu")
+def glu(walk: Walk, op: Op, args: dict[str, Any]) -> Labels:
+    """The first half of a dimension times the sigmoid of the second half."""
+    axes, why = walk.of(op.inputs[0])
+    dim = args["dim"] % len(axes)
+    if (axis := axes[dim]) is None:
+        return Labels(axes, why)
+    half = len(axis.ids) // 2
+    walk.ledger.couple(axis.ids[:half], axis.ids[half:], op.index)
+    return Labels((*axes[:dim], axis.take(slice(half)), *axes[dim + 1 :]), why)
 
 
 @rule("embedding")
@@ -399,7 +423,7 @@ def weight_norm(walk: Walk, op: Op, args: dict[str, Any]) -> list[Labels]:
 # Reductions.
 
 REDUCTIONS = (
-    ["sum", "mean", "amax", "amin", "max", "min", "var", "std", "var_mean", "prod", "norm", "linalg_vector_norm", "logsumexp", "any", "all", "argmax", "argmin"]
+    ["sum", "mean", "amax", "amin", "max", "min", "var", "std", "var_mean", "std_mean", "prod", "norm", "linalg_vector_norm", "logsumexp", "any", "all", "argmax", "argmin"]
 )
 
 

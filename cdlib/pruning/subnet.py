@@ -149,7 +149,7 @@ def cut(
         guesses.undo(wrong or "")
         small = rewriter.rewrite(small, wrong or "", error)
         prediction, args = rewriter.prediction, rewriter.args
-    done = note(model, example_input, slices, batch_dim, rewritten(small))
+    done = note(model, example_input, slices, batch_dim, rewritten(small), guesses.made)
     setattr(small, HISTORY, [*getattr(model, HISTORY, []), done])
     return small
 

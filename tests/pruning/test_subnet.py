@@ -380,3 +380,72 @@ def test_networks_that_cannot_be_copied_are_refused(small_cnn):
     small_cnn.lock = (k for k in range(3))
     with pytest.raises(CdlibError, match="cannot be copied"):
         remove(small_cnn, images(1, 3, 8, 8), {"0": [1]})
+
+
+class OwnNorm(nn.Module):
+    """A norm as people write it: the width is an attribute."""
+
+    def __init__(self, width):
+        super().__init__()
+        self.weight, self.width, self.kind = nn.Parameter(torch.ones(width)), (width,), 6
+
+    def forward(self, x):
+        return F.layer_norm(x, self.width, self.weight) * self.kind
+
+
+def test_numbers_of_a_users_module_follow_where_they_must_and_nowhere_else(tmp_path):
+    model = random(nn.Sequential(nn.Linear(4, 6), OwnNorm(6), nn.Linear(6, 3)))
+    x = images(5, 4)
+    small = remove(model, x, {"0": [0, 3]})
+    keep = [1, 2, 4, 5]
+    by_hand = 6 * F.layer_norm(model[0](x)[:, keep], [4], model[1].weight[keep]) @ model[2].weight[:, keep].T
+    assert_same(small(x), by_hand + model[2].bias)
+    cdlib.save(small, tmp_path / "small.cdlib")
+    assert_same(cdlib.load(tmp_path / "small.cdlib", model=model)(x), small(x))
+
+
+class Kind(nn.Module):
+    """A number that is a width by chance, and a weight."""
+
+    def __init__(self, width):
+        super().__init__()
+        self.weight, self.kind = nn.Parameter(torch.ones(width)), width
+
+    def forward(self, x):
+        return x * self.weight if self.kind == 6 else x * self.weight + 1
+
+
+def test_a_number_that_is_a_width_by_chance_stays():
+    model = random(nn.Sequential(nn.Linear(4, 6), Kind(6), nn.Linear(6, 3)))
+    x = images(5, 4)
+    small = remove(model, x, {"0": [0, 3]})
+    assert small[1].kind == 6
+    assert rewritten(small) == []
+    assert_same(small(x), zero(model, x, {"0": [0, 3]})(x))
+
+
+def test_a_number_that_follows_although_it_should_not_is_put_back():
+    class Scaled(Kind):
+        def forward(self, x):
+            return x * self.weight * x.shape[-1] ** -0.5 * self.kind
+
+    model = random(nn.Sequential(nn.Linear(4, 6), Scaled(6), nn.Linear(6, 3)))
+    x = images(5, 4)
+    small = remove(model, x, {"0": [0, 3]})
+    assert rewritten(small) == ["1"]
+    assert_same(small(x), zero(model, x, {"0": [0, 3]})(x))
+
+
+def test_a_factor_that_depends_on_the_width_is_seen_in_runs_with_numbers():
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.rnn, self.a, self.b = nn.GRU(3, 3, batch_first=True), nn.Linear(3, 4), nn.Linear(4, 2)
+
+        def forward(self, x):
+            y = self.a(self.rnn(x)[0])
+            return self.b(y * y.shape[-1] ** -0.5)
+
+    model, x = random(Net()), images(2, 4, 3)
+    assert not find_groups(model, x).graph.on_meta
+    assert_same(remove(model, x, {"a": [1]})(x), zero(model, x, {"a": [1]})(x))

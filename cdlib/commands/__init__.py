@@ -1,0 +1,1 @@
+"""The commands of `cdlib`, a module for each family; `cdlib.cli` puts them together."""

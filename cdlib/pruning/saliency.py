@@ -1,0 +1,164 @@
+"""Which units matter least: a score for every unit of a group, and the units with the lowest scores.
+
+A score is taken over a unit's own slices (its PZIG: weight rows, biases, scale and shift), never over the columns of
+the layers that read it. Only units of one group are compared with each other.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Callable, Iterable, Iterator
+
+import torch
+from torch import Tensor, nn
+
+from cdlib.errors import CdlibError, unknown
+from cdlib.pruning.groups import Group
+from cdlib.pruning.subnet import tensors_of
+
+
+def scores(model: nn.Module, group: Group, by: str = "l2", *, seed: int = 0) -> Tensor:
+    """Return how much each unit of a group matters, by one of several measures.
+
+    Parameters
+    ----------
+    model : nn.Module
+        The network that the group is of.
+    group : Group
+        One of ``cdlib.find_groups(model, ...)``.
+    by : str, default "l2"
+        "l1": the sum of absolute values of all elements of the unit's own slices. For a convolution alone this is the
+        measure of Li et al. 2017 (arXiv:1608.08710, section 3.1); here biases, scales and shifts count too.
+        "l2": the Euclidean norm of the same elements.
+        "bn": the absolute value of the unit's batch-norm scale, Liu et al. 2017 (arXiv:1708.06519); summed where
+        several batch norms act on the unit.
+        "random": uniform in [0, 1).
+    seed : int, default 0
+        Of "random": the same seed gives a group of the same name and size the same numbers on every device.
+
+    Returns
+    -------
+    Tensor [size]
+        Non-negative, float32 (float64 for float64 weights), on the device of the weights.
+
+    Raises
+    ------
+    CdlibError
+        If the measure is unknown, the network is another one, its weights are not finite or have no values, or the
+        group has no batch norm.
+    """
+    if by not in MEASURES:
+        raise unknown("saliency", by, MEASURES)
+    found = MEASURES[by](model, group, seed)
+    if found.is_meta or not bool(found.isfinite().all()):
+        what = "no values: use another device than meta" if found.is_meta else "values that are not finite numbers"
+        raise CdlibError(f"the weights of group {group.name!r} have {what}.")
+    return found
+
+
+def lowest(
+    model: nn.Module, groups: Iterable[Group], ratio: float, *, by: str = "l2", seed: int = 0
+) -> dict[str, list[int]]:
+    """Choose the units with the lowest scores of each group: the same share of every group.
+
+    Parameters
+    ----------
+    model : nn.Module
+        The network that the groups are of.
+    groups : iterable of Group
+        Groups to choose from; those that are not prunable are passed over.
+    ratio : float
+        The share to choose, from 0 to below 1: of each group floor(ratio * size) units, never all.
+    by, seed
+        As for `scores`.
+
+    Returns
+    -------
+    dict from str to list of int
+        For `cdlib.remove`: by group, the units from the lowest score upwards, the first one first where scores are
+        equal. Groups of which nothing is chosen are left out.
+
+    Raises
+    ------
+    CdlibError
+        If the ratio is out of range, or as `scores`.
+    """
+    check_ratio(ratio)
+    drop: dict[str, list[int]] = {}
+    for group in groups:
+        count = min(group.size - 1, math.floor(ratio * group.size + 1e-9))  # 0.29 * 100 is a little less than 29
+        if group.prunable and count > 0:
+            order = torch.argsort(scores(model, group, by, seed=seed), stable=True)
+            drop[group.name] = order[:count].tolist()
+    return drop
+
+
+def check_ratio(ratio: float) -> None:
+    """Raise unless a number is a share that can be removed.
+
+    Raises
+    ------
+    CdlibError
+        If it is not in [0, 1).
+    """
+    if isinstance(ratio, bool) or not isinstance(ratio, int | float) or not 0 <= ratio < 1:
+        raise CdlibError(f"ratio={ratio!r} is no share that can be removed: give a number from 0 to below 1.")
+
+
+def _l1(model: nn.Module, group: Group, seed: int) -> Tensor:
+    return _summed(model, group, group.own, Tensor.abs)
+
+
+def _l2(model: nn.Module, group: Group, seed: int) -> Tensor:
+    return _summed(model, group, group.own, Tensor.square).sqrt()
+
+
+def _bn(model: nn.Module, group: Group, seed: int) -> Tensor:
+    scales = {
+        f"{path}.weight".lstrip(".")
+        for path, m in model.named_modules()
+        if isinstance(m, nn.modules.batchnorm._BatchNorm)
+    }
+    chosen = [key for key in group.own if key[0] in scales]
+    if not chosen:
+        raise CdlibError(f"group {group.name!r} has no batch norm to score it by: leave it out, or use 'l2'.")
+    return _summed(model, group, chosen, Tensor.abs)
+
+
+def _random(model: nn.Module, group: Group, seed: int) -> Tensor:
+    own_seed = hashlib.sha256(f"{seed} {group.name}".encode()).digest()[:7]
+    generator = torch.Generator().manual_seed(int.from_bytes(own_seed))
+    device = next((tensor.device for tensor in tensors_of(model).values()), None)
+    return torch.rand(group.size, generator=generator, device="cpu").to(device)
+
+
+MEASURES: dict[str, Callable[[nn.Module, Group, int], Tensor]] = {"l1": _l1, "l2": _l2, "bn": _bn, "random": _random}
+"""The measures by name: functions of network, group and seed."""
+
+
+def _summed(
+    model: nn.Module, group: Group, keys: Iterable[tuple[str, int]], function: Callable[[Tensor], Tensor]
+) -> Tensor:
+    """Sum a function of the elements of some slices for each unit: float32 or float64 [size]."""
+    parts = [
+        torch.zeros(group.size, dtype=part.dtype, device=part.device).index_add_(0, units, part)
+        for units, part in _parts(model, group, keys, function)
+    ]
+    return torch.stack(parts).sum(0) if parts else torch.zeros(group.size)
+
+
+def _parts(
+    model: nn.Module, group: Group, keys: Iterable[tuple[str, int]], function: Callable[[Tensor], Tensor]
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """For each tensor and dimension: the unit of every index that has one, and the sum over that index's slice."""
+    held = tensors_of(model)
+    for name, dim in keys:
+        of_unit, index = group.places[name, dim]
+        tensor = held.get(name)
+        if tensor is None or tensor.dim() <= dim or tensor.shape[dim] <= index.max():
+            raise CdlibError(f"group {group.name!r} is of another network: this one has no such {name!r}.")
+        values = function(tensor.detach().to(torch.promote_types(tensor.dtype, torch.float32)))
+        per_index = values.movedim(dim, 0).reshape(tensor.shape[dim], -1).sum(1)
+        units, at = (torch.from_numpy(array).to(tensor.device) for array in (of_unit, index))
+        yield units, per_index[at]

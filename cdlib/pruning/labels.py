@@ -115,7 +115,7 @@ class Ledger:
     def freeze(self, ids: Ids, op: int, reason: str) -> None:
         """Note that labels must stay."""
         if (free := ids[ids >= 0]).size:
-            self.frozen.append(Problem(free, op, reason))
+            self.frozen.append(Problem(free, op, reason or "meets a dimension of fixed size"))
 
     def notice(self, ids: Ids, op: int, reason: str) -> None:
         """Note that removing labels changes the function even when they are zero."""

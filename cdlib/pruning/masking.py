@@ -180,26 +180,31 @@ class _Masking(TorchDispatchMode):
         arguments = map_tensors(
             lambda value: self._narrow(value, given[value.index]), self._prediction.arguments(op), Value
         )
-        return self._wide(op, function(**arguments))
+        narrow = function(**arguments)
+        return self._wide(op, narrow, function(*args, **kwargs))
 
     def _narrow(self, value: Value, t: Tensor) -> Tensor:
         for dim, index in self._kept(value, t.device):
             t = t.index_select(dim, index)
         return t
 
-    def _wide(self, op: Op, result: Any) -> Any:
-        values = iter(op.outputs)
+    def _wide(self, op: Op, narrow: Any, whole: Any) -> Any:
+        """What an operator gives on everything, with what it gives on the kept indices in its place."""
+        pairs = zip(op.outputs, tensors(narrow), strict=True)
+        return map_tensors(lambda t: _put(t, *self._in(next(pairs))), whole)
 
-        def wide(t: Tensor) -> Tensor:
-            for dim, index in self._kept(value := next(values), t.device):
-                shape = (*t.shape[:dim], value.shape[dim], *t.shape[dim + 1 :])
-                t = t.new_zeros(shape).index_copy_(dim, index, t)
-            return t
-
-        return map_tensors(wide, result)
+    def _in(self, pair: tuple[Value, Tensor]) -> tuple[Tensor, list[tuple[int, Tensor]]]:
+        return pair[1], list(self._kept(pair[0], pair[1].device))
 
     def _kept(self, value: Value, device: torch.device) -> Iterator[tuple[int, Tensor]]:
         for dim in range(len(value.shape)):
             stays = self._prediction.kept(value, dim)
             if stays is not None:
                 yield dim, torch.from_numpy(np.flatnonzero(stays)).to(device)
+
+
+def _put(whole: Tensor, narrow: Tensor, kept: list[tuple[int, Tensor]]) -> Tensor:
+    if not kept:
+        return narrow
+    (dim, index), *others = kept
+    return whole.index_copy(dim, index, _put(whole.index_select(dim, index), narrow, others))

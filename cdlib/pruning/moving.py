@@ -46,7 +46,8 @@ def uniform(walk: Walk, op: Op, args: dict[str, Any]) -> Labels:
     if op.name.endswith(("_like", "_")):
         axes = walk.of(op.inputs[0]).axes
         return Labels(tuple(axis and axis.known(zero) for axis in axes), walk.of(op.inputs[0]).why)
-    return Labels(tuple(fresh(walk, size, zero) if size > 1 else None for size in out.shape))
+    made = tuple(fresh(walk, size, zero) if size > 1 else None for size in out.shape)
+    return Labels(made, "meets a constant of fixed size")
 
 
 def fresh(walk: Walk, size: int, zero: bool) -> Axis:

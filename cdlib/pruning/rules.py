@@ -368,7 +368,8 @@ def _saved(value: Value, axes: Axes) -> Labels:
     """The labels of the statistics that a norm returns as well, where it does."""
     fits = len(axes) == len(value.shape)
     fits = fits and all(axis is None or len(axis.ids) == n for axis, n in zip(axes, value.shape, strict=True))
-    return Labels(tuple(axis and axis.known(False) for axis in axes)) if fits else unlabelled(value)
+    labels = Labels(tuple(axis and axis.known(False) for axis in axes), unlabelled(value).why)
+    return labels if fits else unlabelled(value)
 
 
 def _statistics(walk: Walk, op: Op, labels: Labels, dims: Sequence[int]) -> None:

@@ -16,7 +16,8 @@ def failures(row: dict[str, Any]) -> dict[str, str]:
 
 def line(row: dict[str, Any]) -> str:
     """One network in a line."""
-    marks = " ".join(f"{step}" if step in row["passed"] else f"{step.upper()}!" for step in STEPS if _known(row, step))
+    steps = [step for step in STEPS if _known(row, step) and not (step == "exports" and "exports not" in row)]
+    marks = " ".join(step if step in row.get("passed", []) else f"{step.upper()}!" for step in steps)
     exact = row.get("exact", {}).get("all", {})
     numbers = " ".join(f"{k}={v:.0e}" for k, v in exact.items() if v is not None)
     seconds = row.get("peer", {}).get("graph seconds", {})
@@ -28,19 +29,32 @@ def line(row: dict[str, Any]) -> str:
     return f"{row['network']}: {marks} | {numbers} | {some} | {times} | {total:.0f} s{reasons}"
 
 
+def _peer(row: dict[str, Any]) -> dict[str, str]:
+    return failures(row.get("peer", {}))
+
+
 def _known(row: dict[str, Any], step: str) -> bool:
-    return step in row["passed"] or step in failures(row)
+    return step in row.get("passed", []) or step in failures(row)
+
+
+def _passed(row: dict[str, Any], step: str) -> bool:
+    """Whether a step was done; an export that the full network fails too is neither passed nor failed."""
+    return step in row.get("passed", []) and not (step == "exports" and "exports not" in row)
 
 
 def report(rows: list[dict[str, Any]]) -> str:
     """Counts per family and column, every failure, seconds."""
     frame = pd.DataFrame(
-        [{"family": r["family"], "networks": 1, **{s: int(s in r.get("passed", [])) for s in STEPS}} for r in rows]
+        [{"family": r["family"], "networks": 1, **{s: int(_passed(r, s)) for s in STEPS}} for r in rows]
     )
     frame["torch-pruning graph"] = [int("list" in r.get("peer", {}).get("passed", [])) for r in rows]
     frame["torch-pruning cuts"] = [int("cuts" in r.get("peer", {}).get("passed", [])) for r in rows]
+    frame["torch-pruning out of time"] = [int(any("took more" in why for why in _peer(r).values())) for r in rows]
     lines = [frame.groupby("family", sort=False).sum().to_string()]
     lines += [f"{r['network']} {step}: {why}" for r in rows for step, why in failures(r).items()]
+    lines += [
+        f"{r['network']} exports: nor does the full network: {r['exports not']}" for r in rows if "exports not" in r
+    ]
     lines += [
         f"torch-pruning: {r['network']} {step}: {why}"
         for r in rows

@@ -135,7 +135,7 @@ def run(
     recorder = Recorder(model, on_meta)
     try:
         args = recorder.enter_inputs(args)
-        with _in_mode(model, recorder, training), recorder:
+        with in_mode(model, recorder, training), recorder:
             outputs = model(*args)
         recorder.graph.outputs = tuple(recorder.value(t) for t in tensors(outputs))
     except Exception as error:
@@ -144,8 +144,8 @@ def run(
 
 
 @contextmanager
-def _in_mode(model: nn.Module, recorder: Recorder, training: bool = False) -> Iterator[None]:
-    """Evaluation or training mode, no gradients, no rerouting of attention, calls of modules reported; all undone on leaving."""
+def in_mode(model: nn.Module, recorder: Recorder, training: bool = False) -> Iterator[None]:
+    """One mode, no gradients, no rerouting of attention, calls of modules reported; all undone on leaving."""
     attention = F.scaled_dot_product_attention
     fast_path = torch.backends.mha.get_fastpath_enabled()
     with ExitStack() as undo:

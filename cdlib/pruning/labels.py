@@ -10,8 +10,9 @@ together, which must stay, and which could not be removed without changing the f
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -37,6 +38,10 @@ class Axis(NamedTuple):
     def take(self, index: slice | Ids) -> Axis:
         """The labels at some of the indices."""
         return Axis(self.ids[index], self.zero[index])
+
+    def each(self, change: Callable[[NDArray[Any]], Any]) -> Axis:
+        """The same change made to labels and flags, for example a reshape."""
+        return Axis(change(self.ids), change(self.zero))
 
     def known(self, zero: Flags | bool) -> Axis:
         """The same labels with another answer to whether they are zero."""

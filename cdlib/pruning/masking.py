@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
-from cdlib.capture import ExampleInput, _in_mode
+from cdlib.capture import ExampleInput, in_mode
 from cdlib.errors import CdlibError
 from cdlib.graph import Op, Value, map_tensors, tensors
 from cdlib.pruning.groups import Drop, Groups, find_groups
@@ -69,7 +69,7 @@ def masked(
 
 def _masked_run(model: nn.Module, args: tuple[Any, ...], prediction: Prediction) -> Any:
     mode = _Masking(prediction)
-    with _in_mode(model, mode), mode:  # type: ignore[arg-type]
+    with in_mode(model, mode), mode:  # type: ignore[arg-type]
         return model(*map_tensors(torch.clone, args))
 
 

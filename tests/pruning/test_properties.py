@@ -265,6 +265,21 @@ CHECKS = {
 }
 
 
+@pytest.mark.parametrize("block", rn.NAMES)
+def test_every_block(block: str) -> None:
+    """Each block by itself, in many variants, so that none is left to chance."""
+    found = 0
+    for a in range(12):
+        for rank in (2, 0):
+            built = rn.build(rn.Recipe(rank, (rn.Step(block, a, 5 * a % 12, a),)), a)
+            if built.model.takes:
+                found += 1
+                check_reference(built, 0)
+                check_exact(built, 0)
+                break
+    assert found > 5
+
+
 @pytest.mark.parametrize(
     "name, few",
     [

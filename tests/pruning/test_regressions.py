@@ -156,7 +156,11 @@ def test_learnt_tokens(normalised: bool) -> None:
 class Positions(nn.Module):
     def __init__(self) -> None:
         super().__init__()
-        self.a, self.b, self.c = nn.Conv2d(3, 4, 3, padding=1, padding_mode="circular"), nn.Linear(16, 16), nn.Linear(4, 2)
+        self.a, self.b, self.c = (
+            nn.Conv2d(3, 4, 3, padding=1, padding_mode="circular"),
+            nn.Linear(16, 16),
+            nn.Linear(4, 2),
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         y = self.a(x)

@@ -14,14 +14,16 @@ if TYPE_CHECKING:
     from cdlib import chapters, data, models, plots, pruning, report, study, train
     from cdlib.complexity import Profile, profile
     from cdlib.pruning.files import load, save
-    from cdlib.pruning.groups import Groups, find_groups
+    from cdlib.pruning.groups import Group, Groups, Slice, find_groups
     from cdlib.pruning.subnet import remove, zero
 
 __version__ = "0.1.0"
 __all__ = [
     "CdlibError",
+    "Group",
     "Groups",
     "Profile",
+    "Slice",
     "chapters",
     "data",
     "find_groups",
@@ -41,7 +43,9 @@ __all__ = [
 _FROM = {
     "Profile": "cdlib.complexity",
     "profile": "cdlib.complexity",
+    "Group": "cdlib.pruning.groups",
     "Groups": "cdlib.pruning.groups",
+    "Slice": "cdlib.pruning.groups",
     "find_groups": "cdlib.pruning.groups",
     "remove": "cdlib.pruning.subnet",
     "zero": "cdlib.pruning.subnet",

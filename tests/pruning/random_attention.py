@@ -35,13 +35,23 @@ class Excite(Block):
 
 
 ACROSS: list[Any] = [
-    lambda x: x.softmax(1), lambda x: F.normalize(x, dim=1), lambda x: x / (x.norm(dim=1, keepdim=True) + 1e-3),
-    lambda x: x - x.mean(1, keepdim=True), lambda x: (x - x.mean(1, keepdim=True)) / (x.var(1, keepdim=True, unbiased=False) + 1e-3).sqrt(),
-    lambda x: x * torch.rsqrt(x.pow(2).mean(1, keepdim=True) + 1e-3), lambda x: x.log_softmax(1), lambda x: x / (x.abs().sum(1, keepdim=True) + 1),
-    lambda x: x - x.amax(1, keepdim=True), lambda x: F.layer_norm(x, x.shape[1:]), lambda x: F.layer_norm(x.movedim(1, -1), x.shape[1:2]).movedim(-1, 1),
-    lambda x: x * x.sum(1, keepdim=True), lambda x: x / (1 + F.softplus(x).sum(1, keepdim=True)), lambda x: F.group_norm(x, 1),
-    lambda x: x.sub(x.min(1, keepdim=True).values), lambda x: F.rms_norm(x.movedim(1, -1), x.shape[1:2]).movedim(-1, 1),
-]  # fmt: skip
+    lambda x: x.softmax(1),
+    lambda x: F.normalize(x, dim=1),
+    lambda x: x / (x.norm(dim=1, keepdim=True) + 1e-3),
+    lambda x: x - x.mean(1, keepdim=True),
+    lambda x: (x - x.mean(1, keepdim=True)) / (x.var(1, keepdim=True, unbiased=False) + 1e-3).sqrt(),
+    lambda x: x * torch.rsqrt(x.pow(2).mean(1, keepdim=True) + 1e-3),
+    lambda x: x.log_softmax(1),
+    lambda x: x / (x.abs().sum(1, keepdim=True) + 1),
+    lambda x: x - x.amax(1, keepdim=True),
+    lambda x: F.layer_norm(x, x.shape[1:]),
+    lambda x: F.layer_norm(x.movedim(1, -1), x.shape[1:2]).movedim(-1, 1),
+    lambda x: x * x.sum(1, keepdim=True),
+    lambda x: x / (1 + F.softplus(x).sum(1, keepdim=True)),
+    lambda x: F.group_norm(x, 1),
+    lambda x: x.sub(x.min(1, keepdim=True).values),
+    lambda x: F.rms_norm(x.movedim(1, -1), x.shape[1:2]).movedim(-1, 1),
+]
 
 
 class Across(Block):
@@ -247,10 +257,19 @@ class _Join(Block):
 
 
 JOINS: list[Any] = [
-    lambda x, y: x + y, lambda x, y: x * y, lambda x, y: x - y, lambda x, y: x / (1 + F.softplus(y)), torch.maximum,
-    lambda x, y: torch.where(y > 0, x, y), lambda x, y: torch.lerp(x, y, 0.3), lambda x, y: x.add(y, alpha=2),
-    lambda x, y: x.clone().add_(y), lambda x, y: torch.addcmul(x, x, y), lambda x, y: x * torch.sigmoid(y), lambda x, y: F.relu(x) + y.exp().clamp(max=3),
-]  # fmt: skip
+    lambda x, y: x + y,
+    lambda x, y: x * y,
+    lambda x, y: x - y,
+    lambda x, y: x / (1 + F.softplus(y)),
+    torch.maximum,
+    lambda x, y: torch.where(y > 0, x, y),
+    lambda x, y: torch.lerp(x, y, 0.3),
+    lambda x, y: x.add(y, alpha=2),
+    lambda x, y: x.clone().add_(y),
+    lambda x, y: torch.addcmul(x, x, y),
+    lambda x, y: x * torch.sigmoid(y),
+    lambda x, y: F.relu(x) + y.exp().clamp(max=3),
+]
 
 
 class Join(_Join):

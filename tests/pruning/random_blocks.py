@@ -338,11 +338,31 @@ class Norm(Block):
 
 
 ACTIVATIONS: list[Any] = [
-    nn.ReLU, lambda: nn.ReLU(inplace=True), nn.GELU, nn.Sigmoid, nn.Hardswish, nn.Tanh, nn.Softplus, nn.PReLU, nn.SiLU,
-    nn.ReLU6, nn.Hardsigmoid, lambda: nn.ELU(inplace=True), lambda: nn.LeakyReLU(0.1), nn.Softsign, nn.Mish,
-    lambda: nn.Hardtanh(0.1, 2.0), lambda: nn.Threshold(-0.5, 0.3), nn.LogSigmoid, nn.CELU, nn.SELU, nn.Tanhshrink,
-    lambda: nn.Softshrink(0.1), nn.Dropout, nn.Identity,
-]  # fmt: skip
+    nn.ReLU,
+    lambda: nn.ReLU(inplace=True),
+    nn.GELU,
+    nn.Sigmoid,
+    nn.Hardswish,
+    nn.Tanh,
+    nn.Softplus,
+    nn.PReLU,
+    nn.SiLU,
+    nn.ReLU6,
+    nn.Hardsigmoid,
+    lambda: nn.ELU(inplace=True),
+    lambda: nn.LeakyReLU(0.1),
+    nn.Softsign,
+    nn.Mish,
+    lambda: nn.Hardtanh(0.1, 2.0),
+    lambda: nn.Threshold(-0.5, 0.3),
+    nn.LogSigmoid,
+    nn.CELU,
+    nn.SELU,
+    nn.Tanhshrink,
+    lambda: nn.Softshrink(0.1),
+    nn.Dropout,
+    nn.Identity,
+]
 
 
 class Activation(Block):
@@ -355,13 +375,30 @@ class Activation(Block):
 
 
 FUNCTIONS: list[Any] = [
-    lambda x: x.exp().clamp(max=5), lambda x: x.abs().sqrt(), lambda x: x * 2 + 1, lambda x: 1 / (1 + x * x),
-    lambda x: x.clamp(min=0.2), lambda x: torch.where(x > 0, x, torch.zeros_like(x)), lambda x: x.sin(), lambda x: x.cos(),
-    lambda x: x.masked_fill(x < 0, 0.5), lambda x: (x > 0).to(x.dtype), lambda x: -x, lambda x: (x + 3).relu() / 6 * x,
-    lambda x: x.pow(2), lambda x: x.float().to(x.dtype), lambda x: F.relu_(x - 0.1), lambda x: x.clone().add_(1).sub_(1),
-    lambda x: torch.where(x > 0, 1.0, 0.0) * x, lambda x: x.contiguous().detach() * 0.5 + x, lambda x: torch.logaddexp(x, -x),
-    lambda x: x.sigmoid_(), lambda x: x.mul_(0.5), lambda x: x.square().log1p(), lambda x: torch.atan2(x, x + 3),
-]  # fmt: skip
+    lambda x: x.exp().clamp(max=5),
+    lambda x: x.abs().sqrt(),
+    lambda x: x * 2 + 1,
+    lambda x: 1 / (1 + x * x),
+    lambda x: x.clamp(min=0.2),
+    lambda x: torch.where(x > 0, x, torch.zeros_like(x)),
+    lambda x: x.sin(),
+    lambda x: x.cos(),
+    lambda x: x.masked_fill(x < 0, 0.5),
+    lambda x: (x > 0).to(x.dtype),
+    lambda x: -x,
+    lambda x: (x + 3).relu() / 6 * x,
+    lambda x: x.pow(2),
+    lambda x: x.float().to(x.dtype),
+    lambda x: F.relu_(x - 0.1),
+    lambda x: x.clone().add_(1).sub_(1),
+    lambda x: torch.where(x > 0, 1.0, 0.0) * x,
+    lambda x: x.contiguous().detach() * 0.5 + x,
+    lambda x: torch.logaddexp(x, -x),
+    lambda x: x.sigmoid_(),
+    lambda x: x.mul_(0.5),
+    lambda x: x.square().log1p(),
+    lambda x: torch.atan2(x, x + 3),
+]
 
 
 class Function(Block):
@@ -470,12 +507,20 @@ class Slices(Block):
         self.kind, self.cut = a % 11, 1 + b % (shape[1] - 2)
 
     def forward(self, x: Tensor) -> Tensor:
-        c, k = x.shape[1], self.cut
+        _c, k = x.shape[1], self.cut
         kinds: list[Any] = [
-            lambda: x[:, :k], lambda: x[:, -k:], lambda: x[:, k:], lambda: x[:, ::2], lambda: x[:, 1::2], lambda: x[:, k],
-            lambda: x[:, [0, k]], lambda: x.flip(1), lambda: x.roll(k, 1), lambda: x.index_select(1, torch.arange(k, device=x.device)),
+            lambda: x[:, :k],
+            lambda: x[:, -k:],
+            lambda: x[:, k:],
+            lambda: x[:, ::2],
+            lambda: x[:, 1::2],
+            lambda: x[:, k],
+            lambda: x[:, [0, k]],
+            lambda: x.flip(1),
+            lambda: x.roll(k, 1),
+            lambda: x.index_select(1, torch.arange(k, device=x.device)),
             lambda: torch.stack(x.unbind(1)[k:], 1),
-        ]  # fmt: skip
+        ]
         y = kinds[self.kind]()
         return y.unsqueeze(1) if y.dim() < x.dim() else y
 
@@ -603,10 +648,14 @@ class Resize(Block):
         need(small if self.kind in (3, 4) else even)
         linear = ("linear", "bilinear", "trilinear")[rank - 1]
         self.layer: nn.Module = [
-            lambda: layer("MaxPool", rank)(2), lambda: layer("AvgPool", rank)(2), lambda: layer("AdaptiveAvgPool", rank)(2),
-            lambda: nn.Upsample(scale_factor=2), lambda: nn.Upsample(scale_factor=2, mode=linear),
-            lambda: layer("AdaptiveMaxPool", rank)(2), lambda: layer("MaxPool", rank)(3, 1, 1),
-        ][self.kind]()  # fmt: skip
+            lambda: layer("MaxPool", rank)(2),
+            lambda: layer("AvgPool", rank)(2),
+            lambda: layer("AdaptiveAvgPool", rank)(2),
+            lambda: nn.Upsample(scale_factor=2),
+            lambda: nn.Upsample(scale_factor=2, mode=linear),
+            lambda: layer("AdaptiveMaxPool", rank)(2),
+            lambda: layer("MaxPool", rank)(3, 1, 1),
+        ][self.kind]()
 
     def forward(self, x: Tensor) -> Tensor:
         return self.layer(x)

@@ -1,4 +1,4 @@
-"""Networks put together at random, for the property tests; and what removal should do to them, worked out independently.
+"""Networks put together at random, for the property tests; and what removal should do to them, worked out apart.
 
 A `Recipe` is plain data that hypothesis draws and shrinks. `build` makes a network of it: the blocks of `random_blocks`
 and `random_attention` one after the other on a tensor [N, C, ...], joined with earlier tensors.
@@ -27,7 +27,7 @@ HEADS = ("pooled", "flat", "map", "direct", "dict", "tuple", "named", "deep")
 
 
 class Step(NamedTuple):
-    """A block: its class, the two numbers that choose its variant, and which earlier tensor it takes, if it takes one."""
+    """A block: its class, two numbers that choose its variant, and which earlier tensor it takes, if it takes one."""
 
     block: str
     a: int = 0

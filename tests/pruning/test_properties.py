@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import copy
 import os
-from typing import Any
 from collections import Counter
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import numpy as np
 import pytest
@@ -249,7 +249,7 @@ def caught(built: rn.Built, seed: int) -> bool | None:
 
 
 def needless(built: rn.Built, seed: int) -> list[tuple[str, bool]]:
-    """For each group said not to be zero-invariant: the reason, and whether zeroing is the same as removal after all."""
+    """For each group said not to be zero-invariant: the reason, and whether zeroing equals removal after all."""
     x = built.inputs(3)
     found = []
     for group in cdlib.find_groups(built.model, x).prunable:

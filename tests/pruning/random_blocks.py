@@ -418,7 +418,7 @@ class Gated(Block):
     def __init__(self, shape: Shape, a: int, b: int) -> None:
         super().__init__(shape, a, b)
         need(shape[1] % 2 == 0)
-        self.kind = b % 3
+        self.kind = b % 4
         self.widen = project(len(shape) - 2, shape[1], 2 * shape[1]) if a % 2 else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
@@ -426,6 +426,8 @@ class Gated(Block):
         if self.kind == 0:
             return F.glu(y, 1)
         one, two = y.chunk(2, 1)
+        if self.kind == 3:
+            return torch.cat([F.relu(one), torch.sigmoid(two)], 1) * 2
         return one * two if self.kind == 1 else F.silu(one) * two
 
 

@@ -31,6 +31,7 @@ from cdlib.capture import capture
 from cdlib.graph import tensors
 from cdlib.pruning.exactness import Exactness, check_exact, difference, randomised
 from cdlib.pruning.groups import Groups
+from cdlib.pruning.reach import share
 from cdlib.pruning.subnet import rewritten
 
 SEED = 0
@@ -69,22 +70,6 @@ def half(groups: Groups, invariant_only: bool = False) -> dict[str, list[int]]:
     return {
         name: units for name, units in chosen.items() if units and (groups[name].zero_invariant or not invariant_only)
     }
-
-
-def share(model: nn.Module, groups: list[Any]) -> float:
-    """The share of the parameters of which some unit of the groups has a slice."""
-    held = dict(model.named_parameters())
-    stays = dict.fromkeys(held, 1.0)
-    marks: dict[tuple[str, int], torch.Tensor] = {}
-    for group in groups:
-        for name, dim in group.tensors:
-            if name in held:
-                mark = marks.setdefault((name, dim), torch.zeros(held[name].shape[dim], dtype=torch.bool))
-                mark[torch.from_numpy(group.indices(range(group.size), (name, dim)))] = True
-    for (name, _), mark in marks.items():
-        stays[name] *= 1 - mark.double().mean().item()
-    total = sum(p.numel() for p in held.values())
-    return sum((1 - stays[name]) * p.numel() for name, p in held.items()) / total
 
 
 def assert_(condition: bool, message: str) -> None:

@@ -86,13 +86,18 @@ def one_sample(example_input: ExampleInput, batch_dim: int | None) -> tuple[Any,
         raise CdlibError(f"batch_dim={batch_dim} is no dimension of an input of shape {tuple(first.shape)}.")
     if first.shape[batch_dim] == 0:
         raise CdlibError(f"example_input of shape {tuple(first.shape)} holds no sample; pass at least one.")
-    samples = first.shape[batch_dim]
+    return on_samples(lambda t: t.narrow(batch_dim, 0, 1), tuple(args), batch_dim)
 
-    def cut(t: Tensor) -> Tensor:
+
+def on_samples(change: Callable[[Tensor], Tensor], args: tuple[Any, ...], batch_dim: int) -> tuple[Any, ...]:
+    """Return arguments of a network with a change made to the tensors that are as long as the first in `batch_dim`."""
+    samples = tensors(args)[0].shape[batch_dim]
+
+    def changed(t: Tensor) -> Tensor:
         has_batch = -t.dim() <= batch_dim < t.dim() and t.shape[batch_dim] == samples
-        return t.narrow(batch_dim, 0, 1) if has_batch else t
+        return change(t) if has_batch else t
 
-    return tuple(map_tensors(once(cut), tuple(args)))
+    return tuple(map_tensors(once(changed), args))
 
 
 def repeated(example_input: ExampleInput, batch_dim: int | None, samples: int) -> tuple[Any, ...]:
@@ -104,15 +109,9 @@ def repeated(example_input: ExampleInput, batch_dim: int | None, samples: int) -
         As `one_sample`.
     """
     args = one_sample(example_input, batch_dim)
-    if batch_dim is None:
+    if batch_dim is None or tensors(args)[0].dim() == 0:
         return args
-    dim, size = batch_dim, tensors(args)[0].shape[batch_dim]
-
-    def more(t: Tensor) -> Tensor:
-        has_batch = -t.dim() <= dim < t.dim() and t.shape[dim] == size
-        return torch.cat([t] * samples, dim) if has_batch else t
-
-    return tuple(map_tensors(once(more), args))
+    return on_samples(lambda t: torch.cat([t] * samples, batch_dim), args, batch_dim)
 
 
 def _failure(model: nn.Module, args: tuple[Any, ...], batch_dim: int | None, error: Exception) -> CdlibError:

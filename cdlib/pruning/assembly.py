@@ -22,9 +22,7 @@ def assemble(done: Walk, kept: Mapping[str, str]) -> list[Group]:
         The tensors of which nothing may be removed, to the name under which the user gave them.
     """
     ledger, of = done.ledger, done.ledger.components()
-    produced, consumed = ledger.marked(ledger.produced), ledger.marked(ledger.consumed)
-    made = {key for key, (first, size) in ledger.atoms.items() if produced[first : first + size].any()}
-    read = {key for key, (first, size) in ledger.atoms.items() if consumed[first : first + size].any()}
+    made, read = ledger.roles()
     not_own = (read - made) | {(name, 0) for name in _statistics(done)}
     why_not, why = _frozen(done, of, kept), _changed(done, of)
 

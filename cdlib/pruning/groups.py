@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import nn
 
-from cdlib.capture import ExampleInput, capture, repeated
+from cdlib.capture import ExampleInput, capture
 from cdlib.errors import CdlibError, unknown
 from cdlib.graph import Graph
 from cdlib.pruning.inputs import check, check_course, training_run
@@ -242,7 +242,7 @@ def find_groups(
     check(model, example_input)
     graph = capture(model, example_input, batch_dim=batch_dim)
     check_course(graph)
-    done = walk(graph, training_run(model, graph, repeated(example_input, batch_dim, 2)))
+    done = walk(graph, training_run(model, graph, example_input, batch_dim))
     return Groups(assemble(done, _kept(model, keep)), type(model).__name__, done)
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from cdlib.capture import run
+from cdlib.capture import ExampleInput, repeated, run
 from cdlib.errors import CdlibError
 from cdlib.graph import Graph, tensors
 
@@ -75,11 +75,12 @@ _CHOICES = {"_local_scalar_dense", "is_nonzero", "equal"}
 """Operators that hand a number of a tensor to Python; a truth value, for an ``if``."""
 
 
-def training_run(model: nn.Module, graph: Graph, args: tuple[Any, ...]) -> Graph | None:
+def training_run(model: nn.Module, graph: Graph, example_input: ExampleInput, batch_dim: int | None) -> Graph | None:
     """Record a network in training mode, if there are weights that it uses then and not at inference; else None."""
     unused = {name for name, _ in model.named_parameters()} - _weights(graph)
     if not unused or not graph.on_meta:
         return None
+    args = repeated(example_input, batch_dim, 2)
     training, error = run(model, args, on_meta=True, training=True)
     return training if error is None and unused & _weights(training) else None
 

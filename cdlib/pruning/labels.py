@@ -142,6 +142,14 @@ class Ledger:
             while (parent != (above := parent[parent])).any():
                 parent = above
 
+    def roles(self) -> tuple[set[tuple[str, int]], set[tuple[str, int]]]:
+        """The dimensions of tensors that products make rows from, and those that they read; some are both."""
+        made, read = (
+            {key for key, (first, size) in self.atoms.items() if marks[first : first + size].any()}
+            for marks in (self.marked(self.produced), self.marked(self.consumed))
+        )
+        return made, read
+
     def marked(self, lists: list[Ids]) -> Flags:
         """Return, for every label, whether it is in one of the lists."""
         marks = np.zeros(self.count, dtype=bool)

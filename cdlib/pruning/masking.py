@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
-from cdlib.capture import ExampleInput, in_mode
+from cdlib.capture import ExampleInput, in_mode, on_samples
 from cdlib.errors import CdlibError
 from cdlib.graph import Op, Value, map_tensors, tensors
 from cdlib.pruning.groups import Drop, Groups, find_groups
@@ -102,14 +102,8 @@ def _samples(args: tuple[Any, ...], batch_dim: int | None) -> Iterator[tuple[Any
     if batch_dim is None or first.dim() == 0:
         yield args
         return
-    size = first.shape[batch_dim]
-
-    def sample(k: int, t: Tensor) -> Tensor:
-        has_batch = -t.dim() <= batch_dim < t.dim() and t.shape[batch_dim] == size
-        return t.narrow(batch_dim, k, 1) if has_batch else t
-
-    for k in range(size):
-        yield map_tensors(partial(sample, k), args)
+    for k in range(first.shape[batch_dim]):
+        yield on_samples(partial(torch.narrow, dim=batch_dim, start=k, length=1), args, batch_dim)
 
 
 def _joined(results: list[Any], dim: int) -> Any:

@@ -147,7 +147,7 @@ def _written(walk: Walk, op: Op, values: Value, after: list[int], free: list[int
     for back, dim in enumerate(reversed(after), start=1):
         here, size = (given.axes[-back], values.shape[-back]) if back <= len(given.axes) else (None, 1)
         axis = axes[dim]
-        if size != into_size(op, dim):
+        if size != op.inputs[0].shape[dim]:
             walk.freeze(given, op.index, reason, [len(given.axes) - back] if here is not None else [])
             axes[dim] = axis and axis.known(False)
             continue
@@ -155,8 +155,3 @@ def _written(walk: Walk, op: Op, values: Value, after: list[int], free: list[int
         both = axis is not None and here is not None and axis.zero & here.zero
         axes[dim] = joined and joined.known(both)
     return Labels(tuple(axes), into.why)
-
-
-def into_size(op: Op, dim: int) -> int:
-    """The size of a dimension of the tensor that an operator reads first."""
-    return op.inputs[0].shape[dim]

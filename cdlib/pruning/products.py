@@ -56,8 +56,7 @@ def _plus(walk: Walk, op: Op, labels: Labels, added: Value) -> Labels:
     for back in range(len(shape), 0, -1):
         axis = labels.axes[-back]
         if len(own) < back or added.shape[-back] != shape[-back]:
-            if len(own) >= back and (other := own[-back]) is not None:
-                walk.ledger.freeze(other.ids, op.index, f"is spread over several positions by {walk.place(op)}")
+            walk.spread(own[-back] if len(own) >= back else None, op)
             axes.append(None if axis is None else axis.known(False))
             continue
         other = own[-back]

@@ -148,6 +148,11 @@ class Walk:
             if axis is not None:
                 self.ledger.freeze(axis.ids, op, reason)
 
+    def spread(self, axis: Axis | None, op: Op) -> None:
+        """Note that a dimension of size 1 is repeated over several positions, so that its label must stay."""
+        if axis is not None:
+            self.ledger.freeze(axis.ids, op.index, f"is spread over several positions by {self.place(op)}")
+
     def join(self, found: list[tuple[Axis | None, str]], op: Op) -> Axis | None:
         """Couple dimensions of equal size that are used together; where one cannot change, none can.
 
@@ -257,13 +262,8 @@ def _with_roles(graph: Graph, splits: dict[int, int], training: Graph | None) ->
     done = Walk(graph, splits, None, training)
     if not done.asked_weights:
         return done
-    consumed, produced = done.ledger.marked(done.ledger.consumed), done.ledger.marked(done.ledger.produced)
-    only = {
-        key
-        for key, (first, size) in done.ledger.atoms.items()
-        if consumed[first : first + size].any() and not produced[first : first + size].any()
-    }
-    return Walk(graph, splits, only, training)
+    made, read = done.ledger.roles()
+    return Walk(graph, splits, read - made, training)
 
 
 def _after(graph: Graph, other: Graph) -> Graph:

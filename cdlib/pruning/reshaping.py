@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cdlib.graph import Op
-from cdlib.pruning.labels import Axis, Ids, Labels
+from cdlib.pruning.labels import Axis, Labels
 from cdlib.pruning.propagation import STRUCTURAL, Walk
 from cdlib.pruning.rules import broadcast, rule, unlabelled
 
@@ -184,12 +184,8 @@ def _split(walk: Walk, op: Op, flat: Axis, shape: list[int]) -> tuple[int, Axis]
     for row in rows[1:]:
         walk.ledger.couple(rows[0], row, op.index)
     flags = np.moveaxis(zero, dim, -1).reshape(-1, shape[dim])
-    return dim, Axis(_representative(rows), np.asarray(flags.all(axis=0)))
-
-
-def _representative(rows: Ids) -> Ids:
-    """One label per column; that of an index that stays, if there is one."""
-    return rows.min(axis=0)
+    # the smallest label stands for a column: that of an index that stays, if there is one
+    return dim, Axis(rows.min(axis=0), np.asarray(flags.all(axis=0)))
 
 
 @rule("expand", "broadcast_to")
@@ -204,8 +200,7 @@ def expand(walk: Walk, op: Op, args: dict[str, Any]) -> Labels:
         if dim >= new and source.shape[dim - new] == size:
             result.append(axis)
             continue
-        if axis is not None:
-            walk.ledger.freeze(axis.ids, op.index, f"is spread over several positions by {walk.place(op)}")
+        walk.spread(axis, op)
         result.append(fresh(walk, size, False))
     return Labels(tuple(result), why)
 
@@ -220,8 +215,7 @@ def repeat(walk: Walk, op: Op, args: dict[str, Any]) -> Labels:
     for dim, size in enumerate(out.shape):
         axis = axes[dim - new] if dim >= new else None
         if dim < new or (source.shape[dim - new] == 1 and size > 1):
-            if axis is not None:
-                walk.ledger.freeze(axis.ids, op.index, f"is spread over several positions by {walk.place(op)}")
+            walk.spread(axis, op)
             result.append(fresh(walk, size, False) if size > 1 else None)
         else:
             times = size // source.shape[dim - new]

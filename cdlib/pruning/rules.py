@@ -88,8 +88,8 @@ def broadcast(walk: Walk, op: Op, operands: Sequence[Value], shape: tuple[int, .
                 here.insert(0, (axis, why))
             elif same:
                 here.append((axis, why))
-            elif axis is not None:
-                walk.ledger.freeze(axis.ids, op.index, f"is spread over several positions by {walk.place(op)}")
+            else:
+                walk.spread(axis, op)
             none = axis is None or not same
             flags.append(np.zeros(size, dtype=bool) if axis is None or none else axis.zero)
         joined = walk.join(here, op)

@@ -1,5 +1,6 @@
 import pytest
 import torch
+from small_networks import Net, conv
 from torch import nn
 from torch.nn import functional as F
 
@@ -8,23 +9,6 @@ from cdlib import CdlibError, find_groups
 from cdlib.pruning.groups import Slice
 
 IMAGE = torch.zeros(1, 3, 8, 8)
-
-
-class Net(nn.Module):
-    """Modules by name, and what to do with them."""
-
-    def __init__(self, forward, **modules):
-        super().__init__()
-        self.run = forward
-        for name, module in modules.items():
-            self.add_module(name, module) if isinstance(module, nn.Module) else setattr(self, name, module)
-
-    def forward(self, *inputs):
-        return self.run(self, *inputs)
-
-
-def conv(a, b, k=1, **options):
-    return nn.Conv2d(a, b, k, padding=k // 2, **options)
 
 
 def test_a_unit_between_two_convolutions_is_rows_norm_and_columns():

@@ -2,6 +2,7 @@ import copy
 
 import pytest
 import torch
+from small_networks import Net, conv
 from torch import nn
 from torch.nn import functional as F
 from torch.nn.utils import prune
@@ -9,23 +10,6 @@ from torch.nn.utils import prune
 import cdlib
 from cdlib import CdlibError, find_groups, remove, zero
 from cdlib.pruning.subnet import rewritten
-
-
-class Net(nn.Module):
-    """Modules by name, and what to do with them."""
-
-    def __init__(self, forward, **modules):
-        super().__init__()
-        self.run = forward
-        for name, module in modules.items():
-            self.add_module(name, module) if isinstance(module, nn.Module) else setattr(self, name, module)
-
-    def forward(self, *inputs):
-        return self.run(self, *inputs)
-
-
-def conv(a, b, k=1, **options):
-    return nn.Conv2d(a, b, k, padding=k // 2, **options)
 
 
 def random(model):
@@ -331,9 +315,7 @@ def test_unequal_halves_are_split_where_they_are():
 
 
 def test_a_pretrained_size_network_by_name():
-    model = random(
-        cdlib.models.build("resnet20_cifar" if "resnet20_cifar" in cdlib.models.names() else "resnet18_cifar")
-    )
+    model = random(cdlib.models.build("resnet18_cifar"))
     x = images(2, 3, 32, 32)
     drop = {g.name: range(0, g.size, 2) for g in find_groups(model, x).prunable}
     assert_same(remove(model, x, drop)(x), zero(model, x, drop)(x), 1e-9)

@@ -1,0 +1,20 @@
+"""Networks of a few layers, written where they are tested."""
+
+from torch import nn
+
+
+class Net(nn.Module):
+    """Modules by name, and what to do with them."""
+
+    def __init__(self, forward, **modules):
+        super().__init__()
+        self.run = forward
+        for name, module in modules.items():
+            self.add_module(name, module) if isinstance(module, nn.Module) else setattr(self, name, module)
+
+    def forward(self, *inputs):
+        return self.run(self, *inputs)
+
+
+def conv(a, b, k=1, **options):
+    return nn.Conv2d(a, b, k, padding=k // 2, **options)

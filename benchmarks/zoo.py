@@ -51,12 +51,11 @@ from zoo_networks import FAMILIES, timm_names
 from cdlib.study.run import run
 
 SECONDS = {"cdlib": 1800, "torch-pruning": 60}
-MEMORY = 10 * 2**30
-JOBS = 2
-"""Networks at a time, each in one thread."""
+MEMORY = 20 * 2**30
+"""For all networks at a time together."""
 
 
-def child(part: str, family: str, name: str) -> dict[str, Any]:
+def child(part: str, family: str, name: str, jobs: int) -> dict[str, Any]:
     """Check a network in another process, and say so if that ends badly."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "row.json"
@@ -67,7 +66,7 @@ def child(part: str, family: str, name: str) -> dict[str, Any]:
             family,
             name,
             str(path),
-            str(MEMORY),
+            str(MEMORY // jobs),
         ]
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "TMPDIR": folder}
         why = ""
@@ -85,26 +84,26 @@ def child(part: str, family: str, name: str) -> dict[str, Any]:
                 why = f"the process ended with {done.returncode}: {last[:200]}"
         except subprocess.TimeoutExpired:
             why = f"took more than {SECONDS[part]} s"
-        row: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
+        row: dict[str, Any] = json.loads(path.read_text().replace(f"{folder}/", "")) if path.exists() else {}
     if why:
         row.setdefault("failed", {})[row.get("at", "start")] = why
     return row
 
 
-def check(family: str, name: str, peer: bool) -> dict[str, Any]:
-    row = {"network": name, "family": family, **child("cdlib", family, name)}
-    row["peer"] = child("torch-pruning", family, name) if peer else {}
+def check(family: str, name: str, peer: bool, jobs: int) -> dict[str, Any]:
+    row = {"network": name, "family": family, **child("cdlib", family, name, jobs)}
+    row["peer"] = child("torch-pruning", family, name, jobs) if peer else {}
     return row
 
 
 def sweep(
-    wanted: list[tuple[str, str]], path: Path | None, failed: bool = False, peer: bool = True
+    wanted: list[tuple[str, str]], jobs: int, path: Path | None, failed: bool = False, peer: bool = True
 ) -> list[dict[str, Any]]:
     """Check networks that the file does not hold yet (or that failed), and add them to it."""
     rows = {row["network"]: row for row in (json.loads(path.read_text()) if path and path.exists() else [])}
     left = [(f, n) for f, n in wanted if n not in rows or (failed and zoo_report.failures(rows[n]))]
-    with ThreadPoolExecutor(JOBS) as pool:
-        checks = [pool.submit(check, family, name, peer and family != "timm") for family, name in left]
+    with ThreadPoolExecutor(jobs) as pool:
+        checks = [pool.submit(check, family, name, peer and family != "timm", jobs) for family, name in left]
         for number, done in enumerate(as_completed(checks), 1 + len(wanted) - len(left)):
             row = done.result()
             rows[row["network"]] = row
@@ -114,18 +113,18 @@ def sweep(
     return [rows[name] for _, name in wanted if name in rows]
 
 
-def recorded(wanted: list[tuple[str, str]]) -> list[dict[str, Any]]:
+def recorded(wanted: list[tuple[str, str]], jobs: int) -> list[dict[str, Any]]:
     """The rows of networks from their records, which are made where there are none."""
     versions = {name: metadata.version(name) for name in ("torch", "torchvision", "timm", "torch-pruning")}
 
     def one(family: str, name: str) -> dict[str, Any]:
         used = ("torch", "timm") if family == "timm" else ("torch", "torchvision", "torch-pruning")
         parameters = {"family": family, "network": name, **{library: versions[library] for library in used}}
-        record = run("zoo", lambda *_: {"row": check(family, name, peer=family != "timm")}, parameters)
+        record = run("zoo", lambda *_: {"row": check(family, name, family != "timm", jobs)}, parameters)
         return record["metrics"]["row"]
 
     rows = []
-    with ThreadPoolExecutor(JOBS) as pool:
+    with ThreadPoolExecutor(jobs) as pool:
         for done in as_completed([pool.submit(one, family, name) for family, name in wanted]):
             rows.append(done.result())
             print(f"{len(rows)}/{len(wanted)} {zoo_report.line(rows[-1])}", flush=True)
@@ -137,11 +136,16 @@ def main() -> None:
     parser.add_argument("--timm", action="store_true", help="60 families of timm instead of torchvision")
     parser.add_argument("--only", nargs="+", default=[], help=f"networks or families (default: all): {list(FAMILIES)}")
     parser.add_argument("--limit", type=int, help="so many networks of each family")
+    parser.add_argument(
+        "--jobs", type=int, default=2, help="networks at a time, each in one thread and with its share of 20 GiB"
+    )
     parser.add_argument("--no-peer", action="store_true", help="without Torch-Pruning")
     parser.add_argument("--failed", action="store_true", help="repeat networks that failed somewhere")
     parser.add_argument("--json", type=Path, help="write results to this file, and go on with what it holds")
     parser.add_argument("--record", action="store_true", help="as records of the study, one a network")
     arguments = parser.parse_args()
+    if arguments.jobs < 1:
+        parser.error(f"--jobs is {arguments.jobs}: give 1 or more")
     if arguments.record and any((arguments.failed, arguments.json, arguments.no_peer)):
         parser.error("--record keeps files of its own: leave out --failed, --json and --no-peer")
     families = {"timm": timm_names()} if arguments.timm else FAMILIES
@@ -154,7 +158,9 @@ def main() -> None:
         for name in [n for n in names if not only or {n, family} & only][: arguments.limit]
     ]
     rows = (
-        recorded(wanted) if arguments.record else sweep(wanted, arguments.json, arguments.failed, not arguments.no_peer)
+        recorded(wanted, arguments.jobs)
+        if arguments.record
+        else sweep(wanted, arguments.jobs, arguments.json, arguments.failed, not arguments.no_peer)
     )
     print("\n" + zoo_report.report(rows))
 

@@ -85,6 +85,7 @@ def run(model: nn.Module, inputs: tuple[Any, ...]) -> Any:
 
 def cdlib_checks(log: Log, family: str, name: str) -> None:
     row = log.row
+    row["family"] = family
     model, inputs, batch_dim = zoo_network(family, name)
     precision = torch.float32 if family == "optical flow" else torch.float64
     limits = (1e-4, 1e-3) if family == "optical flow" else (1e-9, 1e-6)
@@ -141,6 +142,7 @@ def exact(
 ) -> None:
     """All prunable groups; and those that are zero-invariant by themselves, if others are not."""
     found: dict[str, Exactness] = {}
+    compare = apart_in_any_order if log.row["family"] == "detection" else None
     with log.step(step):
         groups = cdlib.find_groups(model, inputs, batch_dim=batch_dim)
         drops = {"all": half(groups), "zero-invariant": half(groups, invariant_only=True)}
@@ -150,7 +152,9 @@ def exact(
         for kind, drop in drops.items():
             if not drop:
                 continue
-            found[kind] = check_exact(model, inputs, drop, seed=SEED, batch_dim=batch_dim, dtype=precision)
+            found[kind] = check_exact(
+                model, inputs, drop, seed=SEED, batch_dim=batch_dim, dtype=precision, compare=compare
+            )
             numbers = vars(found[kind]).items()
             log.row.setdefault(step, {})[kind] = {
                 k: v if v is not None and math.isfinite(v) else None for k, v in numbers
@@ -166,6 +170,20 @@ def exact(
                 not result.control <= limits[1], f"{kind}: a wrong unit changes the output by {result.control:.1e} only"
             )
         assert_(any(r.zeroed is not None or r.masked is not None for r in found.values()), "no reference")
+
+
+def apart_in_any_order(ones: Any, others: Any) -> float:
+    """How far lists of detections are from each other, one list an image, in whatever order they come."""
+    matched = []
+    for a, b in zip(ones, others, strict=True):
+        if len(a["boxes"]) != len(b["boxes"]):
+            return math.inf
+        apart = torch.cdist(*(torch.cat([x["boxes"], x["labels"][:, None] * 1e3], 1).double() for x in (a, b)))
+        closest = apart.argmin(1)
+        if len(closest.unique()) < len(closest):
+            return difference(ones, others)
+        matched.append({field: values[closest] for field, values in b.items()})
+    return difference(ones, matched)
 
 
 def gradients(family: str, model: nn.Module, inputs: tuple[Any, ...]) -> set[str]:

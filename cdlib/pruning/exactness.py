@@ -13,7 +13,7 @@ in what was cut, in an attribute or in rewritten code cannot occur in both.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -63,6 +63,7 @@ def check_exact(
     seed: int = 0,
     batch_dim: int | None = 0,
     dtype: torch.dtype = torch.float64,
+    compare: Callable[[Any, Any], float] | None = None,
 ) -> Exactness:
     """Compare what is left of a network after `cdlib.remove` with references that have the size of the full network.
 
@@ -80,6 +81,9 @@ def check_exact(
         The dimension of the input that counts samples; None if there is none.
     dtype : torch.dtype, default torch.float64
         The precision. In float32, the differences of an exact cut are about 1e-5.
+    compare : callable, optional
+        Gives the difference of two results of the network; default `difference`. A detector needs another one: it
+        sorts what it found by score, and of equal scores either may come first.
 
     Returns
     -------
@@ -90,6 +94,7 @@ def check_exact(
     CdlibError
         As `cdlib.remove`; or if there is neither reference.
     """
+    compare = compare or difference
     inputs = random_like(example_input, seed, dtype)
     model = randomised(model, inputs, seed=seed, dtype=dtype)
     groups = find_groups(model, inputs, batch_dim=batch_dim)
@@ -99,18 +104,18 @@ def check_exact(
     zeroed = by_mask = None
     if all(groups[name].zero_invariant for name in drop):
         references.append(_outputs(subnet.zero(model, inputs, drop, batch_dim=batch_dim), inputs))
-        zeroed = difference(references[-1], small)
+        zeroed = compare(references[-1], small)
     try:
         references.append(masked(model, inputs, drop, batch_dim=batch_dim))
-        by_mask = difference(references[-1], small)
+        by_mask = compare(references[-1], small)
     except OtherCourse:
         if not references:
             raise
-    effect = difference(references[0], _outputs(model, inputs))
+    effect = compare(references[0], _outputs(model, inputs))
     control = math.nan
     for wrong in _one_wrong(groups, drop, seed):
         cut_wrong = subnet.remove(model, inputs, wrong, batch_dim=batch_dim)
-        control = difference(references[0], _outputs(cut_wrong, inputs))
+        control = compare(references[0], _outputs(cut_wrong, inputs))
         if control > math.sqrt(torch.finfo(dtype).eps):
             break
     return Exactness(zeroed, by_mask, effect, control)
@@ -212,10 +217,16 @@ def _numbers(name: str, tensor: Tensor, rng: torch.Generator) -> Tensor:
 
 
 def _calibrate(module: Any, x: Tensor, rng: torch.Generator) -> None:
-    """Give a batch norm the statistics of its input, times 0.5 to 1.5; no variance is far below the others'."""
+    """Give a batch norm the statistics of its input, times 0.5 to 1.5; no variance is below the others' mean.
+
+    Dividing by small ones, deep networks would enlarge rounding errors more and more. One value a channel has no
+    variance: the mean square of all channels takes its place.
+    """
     channels = x.detach().transpose(0, 1).flatten(1)
     mean, var = channels.mean(1), channels.var(1, correction=0)
-    var = torch.maximum(var, var.mean() / 10) + 1e-3
+    if channels.shape[1] == 1:
+        var = channels.square().mean().expand(len(channels))
+    var = torch.maximum(var, var.mean()) + 1e-3
     for buffer, value in ((module.running_mean, mean), (module.running_var, var)):
         buffer.copy_(value * (torch.rand(value.shape, generator=rng, dtype=value.dtype).to(value.device) + 0.5))
 

@@ -137,10 +137,10 @@ def profile(model: nn.Module, example_input: ExampleInput, *, batch_dim: int | N
     """
     graph = capture(model, example_input, batch_dim=batch_dim)
     names = layer_names(graph)
-    lifetimes = _lifetimes(graph)
-    live = _live_bytes(graph, lifetimes)
+    lasting = lifetimes(graph)
+    live = _live_bytes(graph, lasting)
     made: Counter[int] = Counter()
-    for start, _, size in lifetimes.values():
+    for start, _, size in lasting.values():
         made[start] += size
     layers = layer_table(model, graph, names, made, live)
     timeline = pd.DataFrame(
@@ -160,7 +160,7 @@ def profile(model: nn.Module, example_input: ExampleInput, *, batch_dim: int | N
     )
 
 
-def _lifetimes(graph: Graph) -> dict[int, tuple[int, int, int]]:
+def lifetimes(graph: Graph) -> dict[int, tuple[int, int, int]]:
     """Return, for the storage of every activation that is used: first operator, last operator, bytes.
 
     The network's input lives from the start (-1); what is returned lives to the end.
@@ -178,10 +178,10 @@ def _lifetimes(graph: Graph) -> dict[int, tuple[int, int, int]]:
     return {storage: (start, last[storage], size) for storage, (start, size) in first.items() if storage in last}
 
 
-def _live_bytes(graph: Graph, lifetimes: dict[int, tuple[int, int, int]]) -> list[int]:
+def _live_bytes(graph: Graph, lasting: dict[int, tuple[int, int, int]]) -> list[int]:
     """Return the bytes of activations that must be alive while each operator runs."""
     change = [0] * (len(graph.ops) + 1)
-    for start, end, size in lifetimes.values():
+    for start, end, size in lasting.values():
         change[max(start, 0)] += size
         change[end + 1] -= size
     return list(accumulate(change))[:-1]

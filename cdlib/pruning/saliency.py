@@ -94,7 +94,7 @@ def lowest(
     return drop
 
 
-def check_ratio(ratio: float) -> None:
+def check_ratio(ratio: float, name: str = "ratio") -> None:
     """Raise unless a number is a share that can be removed.
 
     Raises
@@ -103,7 +103,7 @@ def check_ratio(ratio: float) -> None:
         If it is not in [0, 1).
     """
     if isinstance(ratio, bool) or not isinstance(ratio, int | float) or not 0 <= ratio < 1:
-        raise CdlibError(f"ratio={ratio!r} is no share that can be removed: give a number from 0 to below 1.")
+        raise CdlibError(f"{name}={ratio!r} is no share that can be removed: give a number from 0 to below 1.")
 
 
 def _l1(model: nn.Module, group: Group, seed: int) -> Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -63,6 +64,7 @@ class Run:
         floats = {name: t for name, t in checkpoints.tensors(model).items() if t.is_floating_point()}
         self.average = {name: t.clone() for name, t in floats.items()} if recipe.ema else {}
         self.history: list[dict[str, float]] = []
+        self.after_step: Callable[[int], None] | None = None
 
     def train(self, progress: bool) -> None:
         """Train from the checkpoint, or the start, to the end, and put the averaged weights into the model."""
@@ -128,6 +130,8 @@ class Run:
             now, weight = checkpoints.tensors(self.model), 1 - average_decay(self.recipe, step)
             for name, average in self.average.items():
                 average.lerp_(now[name], weight)
+        if self.after_step:
+            self.after_step(step + 1)
         return value.detach()
 
     def _validate(self, epoch: int) -> dict[str, float]:

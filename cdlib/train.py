@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -54,6 +54,7 @@ def fit(
     seed: int = 0,
     checkpoint: Path | str | None = None,
     progress: bool = True,
+    after_step: Callable[[int], None] | None = None,
 ) -> Fit:
     """Train `model` in place on `dataset.train` and validate it after every epoch.
 
@@ -75,6 +76,9 @@ def fit(
         is read from it. Several processes need it on a common disk only for the first of them.
     progress : bool, default True
         Show a progress bar on standard error.
+    after_step : callable, optional
+        Called with the number of steps done after every step of the optimizer, for example a
+        `cdlib.pruning.masks.Gradual`. What it remembers is in no checkpoint: it must follow from step and model.
 
     Returns
     -------
@@ -105,6 +109,7 @@ def fit(
     with _reproducible(accelerator.device):
         try:
             run = Run(model, dataset, recipe, seed, accelerator, Path(checkpoint) if checkpoint else None)
+            run.after_step = after_step
             run.train(progress)
         finally:
             model.zero_grad(set_to_none=True)

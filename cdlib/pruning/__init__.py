@@ -6,11 +6,15 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from cdlib.pruning.masks import permanent, unstructured
     from cdlib.pruning.widths import complexity_driven, random_draw, uniform_width
 
-__all__ = ["complexity_driven", "random_draw", "uniform_width"]
+__all__ = ["complexity_driven", "permanent", "random_draw", "uniform_width", "unstructured"]
 
-_FROM = dict.fromkeys(("complexity_driven", "random_draw", "uniform_width"), "cdlib.pruning.widths")
+_FROM = {
+    **dict.fromkeys(("permanent", "unstructured"), "cdlib.pruning.masks"),
+    **dict.fromkeys(("complexity_driven", "random_draw", "uniform_width"), "cdlib.pruning.widths"),
+}
 
 
 def __getattr__(name: str) -> Any:

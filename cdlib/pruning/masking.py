@@ -37,8 +37,8 @@ def masked(
 
     The network is a copy of full size in which all slices of the units are zero, those of the layers that read them
     too, but not the statistics of batch norms. The operators that groups report as taking statistics over units, or as
-    reading something of them that is not zero, are computed on the indices that are kept; the other indices of their
-    results are zero. Attention is scaled as in the full network.
+    reading something of them that is not zero, are computed on the indices that are kept; at the other indices they give
+    what they make of the zeros, or zero where that is no number. Attention is scaled as in the full network.
 
     Parameters
     ----------
@@ -183,9 +183,12 @@ class _Masking(TorchDispatchMode):
         return t
 
     def _wide(self, op: Op, narrow: Any, whole: Any) -> Any:
-        """What an operator gives on everything, with what it gives on the kept indices in its place."""
+        """What an operator gives on everything, with what it gives on the kept indices in its place.
+
+        Weight norm divides rows of zeros by their norm: such NaN become zero, as no product would get rid of them.
+        """
         pairs = zip(op.outputs, tensors(narrow), strict=True)
-        return map_tensors(lambda t: _put(t, *self._in(next(pairs))), whole)
+        return map_tensors(lambda t: _put(_without_nan(t), *self._in(next(pairs))), whole)
 
     def _in(self, pair: tuple[Value, Tensor]) -> tuple[Tensor, list[tuple[int, Tensor]]]:
         return pair[1], list(self._kept(pair[0], pair[1].device))
@@ -195,6 +198,10 @@ class _Masking(TorchDispatchMode):
             stays = self._prediction.kept(value, dim)
             if stays is not None:
                 yield dim, torch.from_numpy(np.flatnonzero(stays)).to(device)
+
+
+def _without_nan(t: Tensor) -> Tensor:
+    return torch.where(t.isnan(), torch.zeros_like(t), t)
 
 
 def _put(whole: Tensor, narrow: Tensor, kept: list[tuple[int, Tensor]]) -> Tensor:

@@ -37,8 +37,8 @@ def masked(
 
     The network is a copy of full size in which all slices of the units are zero, those of the layers that read them
     too, but not the statistics of batch norms. The operators that groups report as taking statistics over units, or as
-    reading something of them that is not zero, are computed on the indices that are kept; at the other indices they give
-    what they make of the zeros, or zero where that is no number. Attention is scaled as in the full network.
+    reading something of them that is not zero, are computed on the indices that are kept; at the others they give what
+    they make of the zeros, or zero where that is no number. Attention is scaled as in the full network.
 
     Parameters
     ----------

@@ -301,9 +301,9 @@ def test_calibrated_statistics_are_near_those_of_the_activations():
 def test_weight_norm_of_what_is_masked_is_no_nan():
     """It divides a row of zeros by its norm."""
     normed = nn.utils.parametrizations.weight_norm(nn.Conv2d(4, 4, 1))
-    model = nn.Sequential(nn.Conv2d(3, 4, 1), normed, nn.Conv2d(4, 3, 3, padding=1))
+    model = nn.Sequential(nn.Conv2d(3, 4, 1), normed, nn.Conv2d(4, 4, 3, padding=1), nn.Conv2d(4, 3, 1))
     groups = cdlib.find_groups(model, IMAGE)
-    assert len(groups.prunable) == 2
+    assert len(groups.prunable) == 3
     for count in (1, 2, 3):
         result = check_exact(model, IMAGE, {group.name: range(count) for group in groups.prunable})
         assert result.masked < EXACT < WRONG < result.control

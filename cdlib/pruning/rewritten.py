@@ -89,6 +89,8 @@ class Rewritten(nn.Module):
         vars(self).update({name: value for name, value in vars(original).items() if name not in mine})
         self._parameters, self._buffers, self._modules = original._parameters, original._buffers, original._modules
         self._non_persistent_buffers_set = original._non_persistent_buffers_set
+        if isinstance(original, nn.MultiheadAttention):
+            self._qkv_same_embed_dim = False  # else PyTorch's transformer layers pass by it, to a fused kernel
         self.training = original.training
         self.stands_for = getattr(original, "stands_for", type(original).__name__)
         self.program = program

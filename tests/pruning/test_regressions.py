@@ -260,3 +260,17 @@ def test_linear_layers_that_run_otherwise_when_their_input_is_contiguous() -> No
 
     model, x = numbers(Last()), torch.randn(2, 3, 5, dtype=torch.float64)
     assert apart(model, x, {"a": [1]}) < 1e-12
+
+
+def test_transformer_layer_does_not_pass_by_a_rewritten_attention() -> None:
+    """Without gradients, PyTorch's layer hands the weights of its attention to a fused kernel, if they look usual."""
+    layer = nn.TransformerEncoderLayer(4, 2, 6, batch_first=True)
+    model = numbers(nn.Sequential(nn.Linear(3, 4), layer, nn.Linear(4, 3))).eval()
+    x = torch.randn(2, 5, 3, dtype=torch.float64)
+    groups = cdlib.find_groups(model, x)
+    drop = {group.name: [0] for group in groups.prunable if group.size > 1}
+    small = cdlib.remove(model, x, drop)
+    assert "1.self_attn" in rewritten(small)
+    with torch.no_grad():
+        fused = small(x)
+    assert torch.allclose(fused, small(x), rtol=1e-12)

@@ -12,10 +12,14 @@ from collections.abc import Callable, Iterable, Iterator
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
+from cdlib.accuracy import device_of, logits_of
+from cdlib.batches import batches
+from cdlib.data import Split
 from cdlib.errors import CdlibError, unknown
 from cdlib.pruning.groups import Group
-from cdlib.pruning.subnet import tensors_of
+from cdlib.pruning.subnet import copied, tensors_of
 
 
 def scores(model: nn.Module, group: Group, by: str = "l2", *, seed: int = 0) -> Tensor:
@@ -33,6 +37,9 @@ def scores(model: nn.Module, group: Group, by: str = "l2", *, seed: int = 0) -> 
         "l2": the Euclidean norm of the same elements.
         "bn": the absolute value of the unit's batch-norm scale, Liu et al. 2017 (arXiv:1708.06519); summed where
         several batch norms act on the unit.
+        "taylor": how much the loss would change, to first order, if the same elements were zero, |sum of w dL/dw|
+        (Molchanov et al. 2019, arXiv:1906.10771, equation 8, without the square). The network must hold gradients,
+        as after ``loss.backward()`` or from `with_gradients`.
         "random": uniform in [0, 1).
     seed : int, default 0
         Of "random": the same seed gives a group of the same name and size the same numbers on every device.
@@ -45,8 +52,8 @@ def scores(model: nn.Module, group: Group, by: str = "l2", *, seed: int = 0) -> 
     Raises
     ------
     CdlibError
-        If the measure is unknown, the network is another one, its weights are not finite or have no values, or the
-        group has no batch norm.
+        If the measure is unknown, the network is another one, its weights are not finite or have no values, the
+        group has no batch norm, or the network has no gradients.
     """
     if by not in MEASURES:
         raise unknown("saliency", by, MEASURES)
@@ -94,6 +101,38 @@ def lowest(
     return drop
 
 
+def with_gradients(model: nn.Module, split: Split, *, batch_size: int = 250) -> nn.Module:
+    """Return a copy of a network that holds the gradients of its mean loss over a split, for "taylor".
+
+    Parameters
+    ----------
+    model : nn.Module
+        Takes images [n, C, H, W], returns logits [n, classes]; it runs in evaluation mode.
+    split : Split
+        Images and labels. A few hundred images will do.
+    batch_size : int, default 250
+        Images at a time.
+
+    Returns
+    -------
+    nn.Module
+        In evaluation mode.
+
+    Raises
+    ------
+    CdlibError
+        If the split is empty or does not fit the network.
+    """
+    if not len(split):
+        raise CdlibError(f"{split.name} is empty, so there are no gradients on it.")
+    copy = copied(model).eval()
+    copy.zero_grad()
+    with torch.enable_grad():
+        for x, y in batches(split.to(device_of(copy)), batch_size):
+            (F.cross_entropy(logits_of(copy, x).float(), y, reduction="sum") / len(split)).backward()
+    return copy
+
+
 def check_ratio(ratio: float, name: str = "ratio") -> None:
     """Raise unless a number is a share that can be removed.
 
@@ -107,11 +146,22 @@ def check_ratio(ratio: float, name: str = "ratio") -> None:
 
 
 def _l1(model: nn.Module, group: Group, seed: int) -> Tensor:
-    return _summed(model, group, group.own, Tensor.abs)
+    return _summed(model, group, group.own, lambda w: _wide(w).abs())
 
 
 def _l2(model: nn.Module, group: Group, seed: int) -> Tensor:
-    return _summed(model, group, group.own, Tensor.square).sqrt()
+    return _summed(model, group, group.own, lambda w: _wide(w).square()).sqrt()
+
+
+def _taylor(model: nn.Module, group: Group, seed: int) -> Tensor:
+    def change(weight: Tensor) -> Tensor:
+        if weight.grad is None:
+            raise CdlibError(
+                f"group {group.name!r} has weights without gradients: call loss.backward() first, or with_gradients()."
+            )
+        return _wide(weight) * _wide(weight.grad)
+
+    return _summed(model, group, group.own, change).abs()
 
 
 def _bn(model: nn.Module, group: Group, seed: int) -> Tensor:
@@ -123,7 +173,7 @@ def _bn(model: nn.Module, group: Group, seed: int) -> Tensor:
     chosen = [key for key in group.own if key[0] in scales]
     if not chosen:
         raise CdlibError(f"group {group.name!r} has no batch norm to score it by: leave it out, or use 'l2'.")
-    return _summed(model, group, chosen, Tensor.abs)
+    return _summed(model, group, chosen, lambda w: _wide(w).abs())
 
 
 def _random(model: nn.Module, group: Group, seed: int) -> Tensor:
@@ -133,7 +183,17 @@ def _random(model: nn.Module, group: Group, seed: int) -> Tensor:
     return torch.rand(group.size, generator=generator, device="cpu").to(device)
 
 
-MEASURES: dict[str, Callable[[nn.Module, Group, int], Tensor]] = {"l1": _l1, "l2": _l2, "bn": _bn, "random": _random}
+def _wide(tensor: Tensor) -> Tensor:
+    return tensor.detach().to(torch.promote_types(tensor.dtype, torch.float32))
+
+
+MEASURES: dict[str, Callable[[nn.Module, Group, int], Tensor]] = {
+    "l1": _l1,
+    "l2": _l2,
+    "bn": _bn,
+    "taylor": _taylor,
+    "random": _random,
+}
 """The measures by name: functions of network, group and seed."""
 
 
@@ -158,7 +218,6 @@ def _parts(
         tensor = held.get(name)
         if tensor is None or tensor.dim() <= dim or tensor.shape[dim] <= index.max():
             raise CdlibError(f"group {group.name!r} is of another network: this one has no such {name!r}.")
-        values = function(tensor.detach().to(torch.promote_types(tensor.dtype, torch.float32)))
-        per_index = values.movedim(dim, 0).reshape(tensor.shape[dim], -1).sum(1)
+        per_index = function(tensor).movedim(dim, 0).reshape(tensor.shape[dim], -1).sum(1)
         units, at = (torch.from_numpy(array).to(tensor.device) for array in (of_unit, index))
         yield units, per_index[at]

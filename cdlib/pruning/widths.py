@@ -11,45 +11,20 @@ reach at the same cost is what the shares are worth.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
 from torch import nn
 
 from cdlib.capture import ExampleInput
-from cdlib.errors import CdlibError, unknown
+from cdlib.errors import unknown
 from cdlib.pruning.groups import Groups, find_groups
 from cdlib.pruning.meter import RESOURCES, Meter
-from cdlib.pruning.saliency import check_ratio
-from cdlib.pruning.subnet import cut, slices_of
+from cdlib.pruning.planning import Limits, Plan, check_whole, cut_by, take
 
 MODES = {"PA": "params", "FA": "macs", "MA": "activation_bytes"}
 """What the modes are aware of: the resource of `cdlib.profile` that a target counts, and that weighs the draws."""
-
-METHODS = ("complexity_driven", "uniform_width", "random_draw")
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What was drawn.
-
-    Attributes
-    ----------
-    drop : dict from str to list of int
-        The units to remove, by group: for `cdlib.remove`.
-    trace : tuple of (str, int)
-        Every draw in order: the group, and how many units it lost.
-    before, after : dict from str to int
-        ``params``, ``macs`` and ``activation_bytes`` of the network and of what is left.
-    """
-
-    drop: dict[str, list[int]]
-    trace: tuple[tuple[str, int], ...]
-    before: dict[str, int]
-    after: dict[str, int]
 
 
 def complexity_driven(
@@ -111,8 +86,8 @@ def complexity_driven(
         If an option is out of range, nothing is prunable, or no widths reach the target (the error says what they
         reach); or as `cdlib.remove`.
     """
-    options = _Options(mode, target, seed, step, recompute, min_width, round_to, stop_at)
-    return _method("complexity_driven", model, example_input, options, keep, batch_dim)
+    options = {"step": step, "min_width": min_width, "round_to": round_to, "stop_at": stop_at, "recompute": recompute}
+    return _method("complexity_driven", model, example_input, mode, target, seed, keep, batch_dim, **options)
 
 
 def uniform_width(
@@ -133,7 +108,7 @@ def uniform_width(
 
     Parameters, ``**options`` included, errors and result are those of `complexity_driven`.
     """
-    return _method("uniform_width", model, example_input, _Options(mode, target, seed, **options), keep, batch_dim)
+    return _method("uniform_width", model, example_input, mode, target, seed, keep, batch_dim, **options)
 
 
 def random_draw(
@@ -153,7 +128,7 @@ def random_draw(
 
     Parameters, ``**options`` included, errors and result are those of `complexity_driven`.
     """
-    return _method("random_draw", model, example_input, _Options(mode, target, seed, **options), keep, batch_dim)
+    return _method("random_draw", model, example_input, mode, target, seed, keep, batch_dim, **options)
 
 
 def plan(
@@ -163,7 +138,10 @@ def plan(
     mode: str = "PA",
     target: float = 0.5,
     seed: int = 0,
-    **options: Any,
+    *,
+    stop_at: str | None = None,
+    recompute: bool = True,
+    **limits: int,
 ) -> Plan:
     """Return what one of the three methods would remove, draw by draw, without cutting anything.
 
@@ -175,8 +153,8 @@ def plan(
         What `cdlib.find_groups` returned for it.
     method : {"complexity_driven", "uniform_width", "random_draw"}
         Which of them.
-    mode, target, seed, **options
-        As for `complexity_driven`.
+    mode, target, seed, stop_at, recompute, **limits
+        As for `complexity_driven`; the limits are `step`, `min_width` and `round_to`.
 
     Returns
     -------
@@ -189,122 +167,55 @@ def plan(
     """
     if method not in METHODS:
         raise unknown("method", method, METHODS)
-    return _plan(model, groups, method, _Options(mode, target, seed, **options))
-
-
-@dataclass(frozen=True)
-class _Options:
-    mode: str
-    target: float
-    seed: int
-    step: int = 1
-    recompute: bool = True
-    min_width: int = 1
-    round_to: int = 1
-    stop_at: str | None = None
-
-    def __post_init__(self) -> None:
-        if self.mode not in MODES:
-            raise unknown("mode", self.mode, MODES)
-        if self.stop_at is not None and self.stop_at not in RESOURCES:
-            raise unknown("resource in stop_at:", self.stop_at, RESOURCES)
-        check_ratio(self.target, "target")
-        for name, least in (("step", 1), ("min_width", 1), ("round_to", 1), ("seed", 0)):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < least:
-                raise CdlibError(f"{name}={value!r}: give an integer of at least {least}.")
-
-    @property
-    def resource(self) -> str:
-        """What the target is a share of."""
-        return self.stop_at or MODES[self.mode]
-
-    def next_width(self, width: int) -> int:
-        """What a draw leaves of a width; 0 if it may not be drawn."""
-        narrower = (width - self.step) // self.round_to * self.round_to
-        return narrower if narrower >= max(self.min_width, 1) else 0
+    if mode not in MODES:
+        raise unknown("mode", mode, MODES)
+    if stop_at is not None and stop_at not in RESOURCES:
+        raise unknown("resource in stop_at:", stop_at, RESOURCES)
+    check_whole("seed", seed, 0)
+    rng = np.random.default_rng(seed)
+    order = {group.name: rng.permutation(group.size).tolist() for group in groups.prunable}
+    draw = METHODS[method](rng, MODES[mode], recompute)
+    return take(model, groups, order, draw, target, stop_at or MODES[mode], Limits(**limits))
 
 
 def _method(
     method: str,
     model: nn.Module,
     example_input: ExampleInput,
-    options: _Options,
+    mode: str,
+    target: float,
+    seed: int,
     keep: Iterable[str],
     batch_dim: int | None,
+    **options: Any,
 ) -> nn.Module:
     groups = find_groups(model, example_input, keep=keep, batch_dim=batch_dim)
-    drop = _plan(model, groups, method, options).drop
-    return cut(model, example_input, groups.walk, slices_of(groups, drop), batch_dim)
+    return cut_by(plan(model, groups, method, mode, target, seed, **options), model, example_input, groups, batch_dim)
 
 
-def _plan(model: nn.Module, groups: Groups, method: str, options: _Options) -> Plan:
-    if not groups.prunable:
-        raise CdlibError(f"{groups!r}: there is nothing to remove. print(find_groups(...)) says why.")
-    meter = Meter(model, groups)
-    before = dict(meter.totals)
-    most = before[options.resource] * (1 - options.target)
-    _check_reach(model, groups, options, before[options.resource], most)
-    rng = np.random.default_rng(options.seed)
-    order = {name: rng.permutation(group.size) for name, group in meter.groups.items()}
-    draws, trace = _DRAWS[method](meter, options, rng), []
-    while meter.totals[options.resource] > most:
-        name = next(draws)
-        width = meter.kept[name]
-        fewer = width - options.next_width(width)
-        gone = meter.groups[name].size - width
-        meter.drop(name, order[name][gone : gone + fewer])
-        trace.append((name, fewer))
-    return Plan(meter.dropped(), tuple(trace), before, dict(meter.totals))
+class _ByComplexity:
+    """Draw with the shares of a resource as probabilities."""
 
+    def __init__(self, rng: np.random.Generator, resource: str, recompute: bool) -> None:
+        self.rng, self.resource, self.recompute = rng, resource, recompute
+        self.shares: dict[str, float] = {}
 
-def _check_reach(model: nn.Module, groups: Groups, options: _Options, total: int, most: float) -> None:
-    """Raise unless the narrowest widths are small enough."""
-    meter = Meter(model, groups)
-    for name, width in list(meter.kept.items()):
-        least = width
-        while narrower := options.next_width(least):
-            least = narrower
-        meter.drop(name, range(least, width))
-    if (left := meter.totals[options.resource]) > most:
-        reached = math.floor(1000 * (1 - left / total)) / 1000
-        raise CdlibError(
-            f"target={options.target!r} cannot be reached: with all groups at their least width, {reached} of "
-            f"{options.resource} is gone. Give at most that, or a smaller min_width, step or round_to."
-        )
-
-
-def _open(meter: Meter, options: _Options) -> list[str]:
-    """The groups that can still be drawn."""
-    return [name for name, width in meter.kept.items() if options.next_width(width)]
-
-
-def _by_complexity(meter: Meter, options: _Options, rng: np.random.Generator) -> Iterator[str]:
-    resource = MODES[options.mode]
-    shares = meter.shares(resource)
-    while True:
-        if options.recompute:
-            shares = meter.shares(resource)
-        names = _open(meter, options)
-        weights = np.array([shares[name] for name in names], dtype=float)
+    def __call__(self, meter: Meter, names: list[str]) -> str:
+        if self.recompute or not self.shares:
+            self.shares = meter.shares(self.resource)
+        weights = np.array([self.shares[name] for name in names], dtype=float)
         even = np.full(len(names), 1 / len(names))
-        yield names[rng.choice(len(names), p=weights / weights.sum() if weights.sum() else even)]
+        return names[self.rng.choice(len(names), p=weights / weights.sum() if weights.sum() else even)]
 
 
-def _evenly(meter: Meter, options: _Options, rng: np.random.Generator) -> Iterator[str]:
-    while True:
-        names = _open(meter, options)
-        yield max(names, key=lambda name: meter.kept[name] / meter.groups[name].size)
+def evenly(meter: Meter, names: list[str]) -> str:
+    """Draw the group that kept the largest share of its units."""
+    return max(names, key=lambda name: meter.kept[name] / meter.groups[name].size)
 
 
-def _at_random(meter: Meter, options: _Options, rng: np.random.Generator) -> Iterator[str]:
-    while True:
-        names = _open(meter, options)
-        yield names[rng.integers(len(names))]
-
-
-_DRAWS: dict[str, Callable[[Meter, _Options, np.random.Generator], Iterator[str]]] = {
-    "complexity_driven": _by_complexity,
-    "uniform_width": _evenly,
-    "random_draw": _at_random,
+METHODS: dict[str, Callable[[np.random.Generator, str, bool], Callable[[Meter, list[str]], str]]] = {
+    "complexity_driven": _ByComplexity,
+    "uniform_width": lambda rng, resource, recompute: evenly,
+    "random_draw": lambda rng, resource, recompute: lambda meter, names: names[rng.integers(len(names))],
 }
+"""The methods: what draws one of the groups that may be drawn, from random numbers, a resource and `recompute`."""

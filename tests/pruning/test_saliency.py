@@ -146,6 +146,7 @@ def test_scoring_changes_nothing() -> None:
     model = network()
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     groups = cdlib.find_groups(model, IMAGE)
+    model.eval()(torch.ones(1, 2, 4, 4)).sum().backward()
     for by in sorted(MEASURES):
         found = scores(model, groups[0], by)
         assert found.shape == (3,) and not found.requires_grad

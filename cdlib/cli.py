@@ -20,7 +20,7 @@ try:
 except ModuleNotFoundError:
     sys.exit("error: the command cdlib needs more packages: pip install 'cnn-compression-book[cli,train]'.")
 
-from cdlib.commands import book, costs, prune
+from cdlib.commands import book, costs, prune, study
 
 
 class _Commands(TyperGroup):
@@ -82,6 +82,7 @@ for name, command in (
     ("groups", prune.groups),
     ("prune", prune.prune),
     ("results", book.results),
+    ("study", study.study),
 ):
     app.command(name)(command)
 app.add_typer(book.chapters_app, name="chapters")

@@ -80,7 +80,7 @@ def run(
     work = results.parent / "_build" / "work" / experiment
     store.check_writable(results / experiment)
     store.check_writable(work)
-    with _alone(work / f"{name}.lock"):
+    with alone(work / f"{name}.lock"):
         if record := store.find(experiment, parameters, seed, results):
             return record
         record = _make(experiment, function, checked(parameters, "parameters"), seed, work / name)
@@ -128,7 +128,7 @@ def _attempt(log: Path, origin: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 @contextlib.contextmanager
-def _alone(lock: Path) -> Iterator[None]:
+def alone(lock: Path) -> Iterator[None]:
     """Hold a lock that the system releases when its process dies; wait for whoever holds it."""
     from filelock import FileLock, Timeout
 

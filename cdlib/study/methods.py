@@ -1,0 +1,156 @@
+"""The pruning experiment: one network, one method, one recipe, measured beside the dense network.
+
+Every method gets the same data, recipe and measurement, so that records can be compared. Recording is left to
+`cdlib.study.run`, which calls `prune_and_train`; training is `cdlib.train`'s, measuring `cdlib.report`'s.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from cdlib import data, models, pruning, report, train
+from cdlib.complexity import profile
+from cdlib.data import Dataset
+from cdlib.errors import unknown
+from cdlib.study import store
+from cdlib.study.run import alone
+from cdlib.train import Recipe
+
+
+def prune_and_train(parameters: dict[str, Any], seed: int, workdir: Path) -> dict[str, Any]:
+    """Prune a network by a method, train it as the method asks for, and measure it beside the dense one.
+
+    Parameters
+    ----------
+    parameters : dict
+        `data`, `model`, `options`, `recipe`, `runs`: as for `cdlib.study.baseline.train_and_compress`. `method`: a
+        dict with the `name`, one of `METHODS`, the options of that function, and for those that start from a trained
+        network `fine_tune`, the fields of the recipe that differ in the training that follows.
+    seed : int
+        Of training and drawing. The initial weights come from torch's global generator, which `cdlib.study.run.run`
+        seeds, so that runs of one seed start from the same weights.
+    workdir : Path
+        Keeps the checkpoints from which a killed run goes on. Trained dense networks stay in the folder above it, for
+        all runs that start from them.
+
+    Returns
+    -------
+    dict
+        The quantities of `cdlib.report` for the result; `dense_*`: those that were measured of the dense network in
+        the same run (its accuracy only where the method starts from it trained); `train_s`, `train_macs`: of all
+        training, that of the dense network included where it was needed (a step counts three forward passes);
+        `widths`: what is left of each prunable group; `validation_accuracy`, `threads`, `fingerprint`; and what the
+        method adds.
+
+    Raises
+    ------
+    CdlibError
+        For a name, an option or a field that is unknown, or a training that diverges.
+    """
+    job = _Job(parameters, seed, workdir)
+    method = dict(parameters["method"])
+    name = method.pop("name")
+    if name not in METHODS:
+        raise unknown("method", name, METHODS)
+    extra = METHODS[name](job, method)
+    return {**job.measured(), **extra}
+
+
+class _Job:
+    """A run: the network as it becomes smaller, what training it cost, and the dense network beside it."""
+
+    def __init__(self, parameters: dict[str, Any], seed: int, workdir: Path) -> None:
+        self.parameters, self.seed, self.workdir = parameters, seed, workdir
+        self.recipe = Recipe(**parameters["recipe"])
+        self.dataset: Dataset = data.load(parameters["data"])
+        self.dense = models.build(parameters["model"], len(self.dataset.classes), **parameters["options"])
+        self.model, self.trained = self.dense, False
+        self.example: Tensor = self.dataset.test.input(1)
+        self.seconds, self.macs = 0.0, 0
+        self.validation = float("nan")
+
+    def start_trained(self) -> None:
+        """Train the dense network, or take it from the run of this seed that did."""
+        same = {key: self.parameters[key] for key in ("data", "model", "options", "recipe")}
+        file = self.workdir.parent / f"dense-{store.key('dense', same, self.seed)}.pt"
+        with alone(file.with_suffix(".lock")):
+            self.fit(self.dense, self.recipe, file)
+        self.trained = True
+
+    def fit(self, model: nn.Module, recipe: Recipe, checkpoint: Path | None = None, **hooks: Any) -> None:
+        """Train a network in place, and count what it cost."""
+        file = checkpoint or self.workdir / "checkpoint.pt"
+        fitted = train.fit(model, self.dataset, recipe, seed=self.seed, checkpoint=file, progress=False, **hooks)
+        images = recipe.epochs * (len(self.dataset.train) // recipe.batch_size) * recipe.batch_size
+        self.macs += 3 * profile(model, self.example).macs * images
+        self.seconds += fitted.seconds
+        self.validation = float(fitted.history["validation_accuracy"].iloc[-1])
+
+    def tuned(self, fields: dict[str, Any]) -> Recipe:
+        """The recipe of training that follows."""
+        return replace(self.recipe, **fields)
+
+    def accuracy(self, model: nn.Module) -> float:
+        """On the test split."""
+        return train.evaluate(model, self.dataset.test).accuracy
+
+    def measured(self) -> dict[str, Any]:
+        """What is recorded of every method."""
+        pair = {"small": self.model} if self.model is self.dense else {"small": self.model, "dense": self.dense}
+        taken = report.measure(pair, self.dataset.test, runs=self.parameters["runs"])
+        dense = taken.get("dense", taken["small"]).quantities()
+        if not self.trained:
+            dense.pop("accuracy")
+        groups = pruning.groups.find_groups(self.model, self.example)
+        return {
+            **taken["small"].quantities(),
+            **{f"dense_{key}": value for key, value in dense.items()},
+            "widths": {group.name: group.size for group in groups.prunable},
+            "train_s": round(self.seconds, 1),
+            "train_macs": self.macs,
+            "validation_accuracy": self.validation,
+            "threads": torch.get_num_threads(),
+            "fingerprint": self.dataset.fingerprint,
+        }
+
+
+def _dense(job: _Job, method: dict[str, Any]) -> dict[str, Any]:
+    """The dense network, with further training if asked: what methods that train further are compared with."""
+    job.start_trained()
+    if tuning := method.pop("fine_tune", None):
+        job.fit(job.dense, job.tuned(tuning))
+    return {}
+
+
+def _widths(function: Callable[..., nn.Module]) -> Callable[[_Job, dict[str, Any]], dict[str, Any]]:
+    def run(job: _Job, method: dict[str, Any]) -> dict[str, Any]:
+        job.model = function(job.dense, job.example, seed=job.seed, **method)
+        job.fit(job.model, job.recipe)
+        return {}
+
+    return run
+
+
+def _ranking(job: _Job, method: dict[str, Any]) -> dict[str, Any]:
+    tuning = method.pop("fine_tune")
+    job.start_trained()
+    job.model = pruning.ranking(job.dense, job.example, seed=job.seed, **method)
+    before = job.accuracy(job.model)
+    job.fit(job.model, job.tuned(tuning))
+    return {"accuracy_before_tuning": before}
+
+
+METHODS: dict[str, Callable[[_Job, dict[str, Any]], dict[str, Any]]] = {
+    "dense": _dense,
+    "complexity_driven": _widths(pruning.complexity_driven),
+    "uniform_width": _widths(pruning.uniform_width),
+    "random_draw": _widths(pruning.random_draw),
+    "ranking": _ranking,
+}
+"""What each method does with a run; it returns what it adds to the metrics."""

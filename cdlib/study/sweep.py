@@ -1,0 +1,122 @@
+"""The sweep over pruning methods: which runs the book's comparison consists of, and making those that are missing.
+
+One run is `cdlib.study.methods`' business, keeping it `cdlib.study.run`'s. The list is in the order of interest, so
+that a sweep that is stopped has made the runs that matter most; started again, it goes on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from cdlib.data import load
+from cdlib.errors import CdlibError, unknown
+from cdlib.study import store
+from cdlib.study.methods import METHODS, prune_and_train
+from cdlib.study.run import run
+
+EXPERIMENT = "pruning"
+
+_SGD = {"optimizer": "sgd", "lr": 0.1, "weight_decay": 5e-4}
+RECIPES: dict[str, dict[str, Any]] = {
+    "vgg_mini": _SGD,
+    "resnet_mini": _SGD,
+    "convnext_mini": {"optimizer": "adamw", "lr": 2e-3},
+}
+"""The networks of the sweep, and how they are trained."""
+
+MODES = ("PA", "FA", "MA")
+SPARSITIES = (0.5, 0.7, 0.8, 0.9, 0.95)
+
+
+def plans(model: str, *, data: str = "cifar10", epochs: int = 10, runs: int = 100) -> list[dict[str, Any]]:
+    """Return the parameters of all runs of a network.
+
+    Parameters
+    ----------
+    model : str
+        One of `RECIPES`.
+    data : str, default "cifar10"
+        A name for `cdlib.data.load`.
+    epochs : int, default 10
+        Of training; where a method trains further, that takes four tenths of it at a tenth of the learning rate.
+    runs : int, default 100
+        Forward passes to time.
+
+    Returns
+    -------
+    list of dict
+
+    Raises
+    ------
+    CdlibError
+        If the network is not one of the sweep's.
+    """
+    if model not in RECIPES:
+        raise unknown("model", model, RECIPES)
+    recipe = {"epochs": epochs, "batch_size": 128, "precision": "bf16", "channels_last": True, **RECIPES[model]}
+    channels = load(data).train.images.shape[1]
+    options = {} if channels == 3 else {"in_channels": channels}
+    common = {"data": data, "model": model, "options": options, "recipe": recipe, "runs": runs}
+    return [{**common, "method": method} for method in _methods(epochs, recipe["lr"])]
+
+
+def sweep(
+    model: str, seeds: Iterable[int], *, only: Iterable[str] = (), progress: bool = True, **options: Any
+) -> list[store.Record]:
+    """Make the runs of a network that are not recorded yet; several processes may share the work.
+
+    Parameters
+    ----------
+    model : str
+        One of `RECIPES`.
+    seeds : iterable of int
+        All runs of the first seed come first.
+    only : iterable of str, optional
+        Names of methods; by default all.
+    progress : bool, default True
+        Show a progress bar on standard error.
+    **options
+        Of `plans`.
+
+    Returns
+    -------
+    list of dict
+        The records, old and new.
+
+    Raises
+    ------
+    CdlibError
+        As `plans`, if a method is unknown, or as `cdlib.study.run.run`.
+    """
+    from tqdm import tqdm
+
+    for name in (only := list(only)):
+        if name not in METHODS:
+            raise unknown("method", name, METHODS)
+    wanted = [plan for plan in plans(model, **options) if not only or plan["method"]["name"] in only]
+    todo = [(plan, seed) for seed in seeds for plan in wanted]
+    if not todo:
+        raise CdlibError("nothing to run: give at least one seed.")
+    records = []
+    with tqdm(todo, unit="run", disable=not progress) as bar:
+        for plan, seed in bar:
+            bar.set_postfix_str(f"{' '.join(map(str, plan['method'].values()))}, seed {seed}")
+            records.append(run(EXPERIMENT, prune_and_train, plan, seed=seed))
+    return records
+
+
+def _methods(epochs: int, lr: float) -> list[dict[str, Any]]:
+    further = {"epochs": max(1, round(0.4 * epochs)), "lr": lr / 10}
+    widths = [
+        {"name": name, "mode": mode, "target": target}
+        for target, names in (
+            (0.5, ("complexity_driven", "uniform_width", "random_draw")),
+            (0.7, ("complexity_driven",)),
+            (0.3, ("complexity_driven",)),
+        )
+        for name in names
+        for mode in MODES
+    ]
+    ranked = {"name": "ranking", "target": 0.5, "by": "l2", "resource": "params", "fine_tune": further}
+    return [{"name": "dense"}, *widths[:9], ranked, {"name": "dense", "fine_tune": further}, *widths[9:]]

@@ -41,6 +41,7 @@ class Run:
         seed: int,
         accelerator: Accelerator,
         path: Path | None,
+        wrap: Callable[[torch.optim.Optimizer], torch.optim.Optimizer] | None = None,
     ) -> None:
         self.recipe, self.seed, self.accelerator, self.path = recipe, seed, accelerator, path
         self.rank, self.world = accelerator.process_index, accelerator.num_processes
@@ -58,6 +59,9 @@ class Run:
                 f"build it with classes={len(dataset.classes)}."
             )
         self.optimizer = optimizer(recipe, model.parameters())
+        if wrap:
+            self.optimizer = wrap(self.optimizer)
+            _check_length(self.optimizer, recipe, self.steps)
         net = accelerator.prepare_model(model) if self.world > 1 else model
         self.net: Any = torch.compile(net) if recipe.compile else net
         self.identity = checkpoints.identity(model, dataset, recipe, seed) if path else {}
@@ -231,3 +235,15 @@ def _check(dataset: Dataset, recipe: Recipe, seed: int, world: int) -> None:
         raise CdlibError(f"batch_size {recipe.batch_size} cannot be cut into {world} equal parts, one per process.")
     if type(seed) is not int or seed < 0:
         raise CdlibError(f"seed must be a whole number from 0, not {seed!r}.")
+
+
+def _check_length(optimizer: torch.optim.Optimizer, recipe: Recipe, steps: int) -> None:
+    """Raise if an optimizer that says when it is done is not done when training ends, or its zeros would be lost."""
+    ends = getattr(optimizer, "ends", 0)
+    if ends > recipe.epochs * steps:
+        raise CdlibError(
+            f"{type(optimizer).__name__} is done after {ends} steps, but {recipe.epochs} epochs are only "
+            f"{recipe.epochs * steps}: give fewer steps, or train for {math.ceil(ends / steps)} epochs."
+        )
+    if ends and recipe.ema:
+        raise CdlibError(f"ema={recipe.ema} averages weights that {type(optimizer).__name__} sets to zero: give ema=0.")

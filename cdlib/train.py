@@ -55,6 +55,7 @@ def fit(
     checkpoint: Path | str | None = None,
     progress: bool = True,
     after_step: Callable[[int], None] | None = None,
+    optimizer: Callable[[torch.optim.Optimizer], torch.optim.Optimizer] | None = None,
 ) -> Fit:
     """Train `model` in place on `dataset.train` and validate it after every epoch.
 
@@ -79,6 +80,10 @@ def fit(
     after_step : callable, optional
         Called with the number of steps done after every step of the optimizer, for example a
         `cdlib.pruning.masks.Gradual`. What it remembers is in no checkpoint: it must follow from step and model.
+    optimizer : callable, optional
+        Called with the recipe's optimizer, over the parameters where they are trained; returns the one to train with,
+        for example `cdlib.pruning.hesso` over it. Leave `ema` at 0 then: an average of weights is not zero where they
+        have become so.
 
     Returns
     -------
@@ -108,7 +113,7 @@ def fit(
     home = device_of(model)
     with _reproducible(accelerator.device):
         try:
-            run = Run(model, dataset, recipe, seed, accelerator, Path(checkpoint) if checkpoint else None)
+            run = Run(model, dataset, recipe, seed, accelerator, Path(checkpoint) if checkpoint else None, optimizer)
             run.after_step = after_step
             run.train(progress)
         finally:

@@ -7,13 +7,24 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from cdlib.pruning.masks import permanent, unstructured
+    from cdlib.pruning.oto import dhspg, hesso
     from cdlib.pruning.ranks import ranking
     from cdlib.pruning.widths import complexity_driven, random_draw, uniform_width
 
-__all__ = ["complexity_driven", "permanent", "random_draw", "ranking", "uniform_width", "unstructured"]
+__all__ = [
+    "complexity_driven",
+    "dhspg",
+    "hesso",
+    "permanent",
+    "random_draw",
+    "ranking",
+    "uniform_width",
+    "unstructured",
+]
 
 _FROM = {
     **dict.fromkeys(("permanent", "unstructured"), "cdlib.pruning.masks"),
+    **dict.fromkeys(("dhspg", "hesso"), "cdlib.pruning.oto"),
     "ranking": "cdlib.pruning.ranks",
     **dict.fromkeys(("complexity_driven", "random_draw", "uniform_width"), "cdlib.pruning.widths"),
 }

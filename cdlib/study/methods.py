@@ -18,6 +18,8 @@ from cdlib import data, models, pruning, report, train
 from cdlib.complexity import profile
 from cdlib.data import Dataset
 from cdlib.errors import unknown
+from cdlib.pruning.groups import find_groups
+from cdlib.pruning.subnet import remove
 from cdlib.study import store
 from cdlib.study.run import alone
 from cdlib.train import Recipe
@@ -107,7 +109,7 @@ class _Job:
         dense = taken.get("dense", taken["small"]).quantities()
         if not self.trained:
             dense.pop("accuracy")
-        groups = pruning.groups.find_groups(self.model, self.example)
+        groups = find_groups(self.model, self.example)
         return {
             **taken["small"].quantities(),
             **{f"dense_{key}": value for key, value in dense.items()},
@@ -146,11 +148,40 @@ def _ranking(job: _Job, method: dict[str, Any]) -> dict[str, Any]:
     return {"accuracy_before_tuning": before}
 
 
+def _joint(function: Callable[..., Any]) -> Callable[[_Job, dict[str, Any]], dict[str, Any]]:
+    def run(job: _Job, method: dict[str, Any]) -> dict[str, Any]:
+        """`start_epochs` and `prune_epochs` are the method's steps in epochs."""
+        a_epoch = len(job.dataset.train) // job.recipe.batch_size
+        method["start"], method["steps"] = (method.pop(key) * a_epoch for key in ("start_epochs", "prune_epochs"))
+        made: list[Any] = []
+
+        def wrap(base: torch.optim.Optimizer) -> torch.optim.Optimizer:
+            made.append(function(job.dense, job.example, base, **method))
+            return made[0]
+
+        job.fit(job.dense, job.recipe, optimizer=wrap)
+        optimizer = made[0]
+        job.model = remove(job.dense, job.example, optimizer.drop())
+        job.trained = True
+        images = job.dataset.test.input(min(1000, len(job.dataset.test)))
+        with torch.no_grad():
+            full, cut = job.dense(images), job.model(images)
+        return {
+            "sparsity": optimizer.sparsity,
+            "forced": getattr(optimizer, "forced", 0),
+            "difference": float((full - cut).abs().max() / full.abs().max()),
+        }
+
+    return run
+
+
 METHODS: dict[str, Callable[[_Job, dict[str, Any]], dict[str, Any]]] = {
     "dense": _dense,
     "complexity_driven": _widths(pruning.complexity_driven),
     "uniform_width": _widths(pruning.uniform_width),
     "random_draw": _widths(pruning.random_draw),
     "ranking": _ranking,
+    "dhspg": _joint(pruning.dhspg),
+    "hesso": _joint(pruning.hesso),
 }
 """What each method does with a run; it returns what it adds to the metrics."""

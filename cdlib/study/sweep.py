@@ -108,15 +108,29 @@ def sweep(
 
 def _methods(epochs: int, lr: float) -> list[dict[str, Any]]:
     further = {"epochs": max(1, round(0.4 * epochs)), "lr": lr / 10}
-    widths = [
-        {"name": name, "mode": mode, "target": target}
-        for target, names in (
-            (0.5, ("complexity_driven", "uniform_width", "random_draw")),
-            (0.7, ("complexity_driven",)),
-            (0.3, ("complexity_driven",)),
-        )
-        for name in names
-        for mode in MODES
+    phase = {"start_epochs": epochs // 10, "prune_epochs": max(1, epochs // 2)}
+
+    def driven(target: float, name: str = "complexity_driven") -> list[dict[str, Any]]:
+        return [{"name": name, "mode": mode, "target": target} for mode in MODES]
+
+    def joint(target: float) -> list[dict[str, Any]]:
+        return [
+            {"name": "hesso", "target": target, **phase, "periods": 5},
+            {"name": "dhspg", "target": target, **phase},
+        ]
+
+    evenly, at_random = driven(0.5, "uniform_width"), driven(0.5, "random_draw")
+    return [
+        {"name": "dense"},
+        *driven(0.5),
+        evenly[0],
+        at_random[0],
+        {"name": "ranking", "target": 0.5, "by": "l2", "resource": "params", "fine_tune": further},
+        *joint(0.5),
+        {"name": "dense", "fine_tune": further},
+        *joint(0.7),
+        *driven(0.7),
+        *evenly[1:],
+        *at_random[1:],
+        *driven(0.3),
     ]
-    ranked = {"name": "ranking", "target": 0.5, "by": "l2", "resource": "params", "fine_tune": further}
-    return [{"name": "dense"}, *widths[:9], ranked, {"name": "dense", "fine_tune": further}, *widths[9:]]

@@ -12,7 +12,7 @@ direction of the base (with momentum, or Adam's); so does this one: d = (x - x')
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -21,9 +21,9 @@ from torch import Tensor, nn
 from cdlib.capture import ExampleInput
 from cdlib.errors import CdlibError
 from cdlib.pruning.groups import find_groups
-from cdlib.pruning.planning import check_whole
+from cdlib.pruning.joint import GroupSparse
 from cdlib.pruning.saliency import check_ratio
-from cdlib.pruning.segments import Part, Units
+from cdlib.pruning.segments import Units
 
 _TINY = 1e-8
 
@@ -137,198 +137,21 @@ def dhspg(
     return DHSPG(Units(model, groups, base), base, target, start, steps, epsilon=epsilon, **rule)
 
 
-class GroupSparse(torch.optim.Optimizer):
-    """A base optimizer with a phase, `start` to `ends`, in which units become zero; made by `hesso` or `dhspg`.
-
-    Attributes
-    ----------
-    base : torch.optim.Optimizer
-        What moves the weights; its `param_groups` and `state` are this one's.
-    step_count : int
-        Steps done.
-    ends : int
-        The step after which the target is met.
-    redundant, zero : Tensor, bool [units]
-        The units that have been chosen, and those of them that are zero for good.
-    """
-
-    def __init__(
-        self, units: Units, base: torch.optim.Optimizer, target: float, start: int, steps: int, periods: int
-    ) -> None:
-        check_ratio(target, "target")
-        for name, value, least in (("start", start, 0), ("steps", steps, 1), ("periods", periods, 1)):
-            check_whole(name, value, least)
-        if periods > steps:
-            raise CdlibError(f"periods={periods} is more than steps={steps}: give each period at least one step.")
-        self.units, self.base = units, base
-        self.wanted = math.floor(target * units.count + 1e-9)
-        most = units.count - len(units.sizes)
-        if self.wanted > most:
-            share = math.floor(1000 * most / units.count) / 1000
-            raise CdlibError(
-                f"target={target!r} is {self.wanted} of {units.count} units, but each of the {len(units.sizes)} groups "
-                f"keeps one: give at most {share}."
-            )
-        super().__init__(base.param_groups, base.defaults)
-        self.param_groups, self.state = base.param_groups, base.state
-        self.start, self.period, self.periods = start, steps // periods, periods
-        self.ends = start + self.period * periods
-        self.step_count = 0
-        self.redundant = torch.zeros_like(units.group, dtype=torch.bool)
-        self.zero = self.redundant.clone()
-        self._active: list[Part] = []
-        self._fixed: list[Part] = []
-
-    @property
-    def sparsity(self) -> float:
-        """The share of units that are zero for good."""
-        return int(self.zero.sum()) / self.units.count
-
-    def drop(self) -> dict[str, list[int]]:
-        """Return the units that are zero for good, by group: for `cdlib.remove`."""
-        return self.units.named(self.zero)
-
-    @torch.no_grad()
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """Let the base do a step, then move the redundant units; returns what the closure does."""
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
-        t = self.step_count - self.start
-        choosing = 0 <= t < self.ends - self.start and t % self.period == 0
-        parts = self.units.parts if choosing else self._active
-        before = [part.read() for part in parts] if choosing or self._looks_back else []
-        self.base.step()
-        if choosing:
-            directions = [
-                (x - part.read()).div_(part.lr) if part.lr else torch.zeros_like(x)
-                for part, x in zip(parts, before, strict=True)
-            ]
-            chosen = self._choose(t // self.period, before, directions)
-            self.redundant |= chosen
-            before = [x[chosen[part.unit]] for part, x in zip(parts, before, strict=True) if chosen[part.unit].any()]
-            self._active = self.units.of(chosen)
-        if self._active:
-            self._move(t % self.period, before)
-            if (t + 1) % self.period == 0:
-                self.zero |= self.redundant
-                self._settle()
-        for part in self._fixed:
-            part.scale(0)
-        self.step_count += 1
-        return loss
-
-    def zero_grad(self, set_to_none: bool = True) -> None:
-        """Forget the gradients."""
-        self.base.zero_grad(set_to_none)
-
-    def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Not possible: the units were found when the optimizer was made."""
-        if hasattr(self, "redundant"):
-            raise CdlibError(f"{type(self).__name__} takes no further parameters: add them to the base before.")
-        super().add_param_group(param_group)
-
-    def state_dict(self) -> dict[str, Any]:
-        """The state of the base and of the units; tensors are not copied."""
-        own = {
-            "units": dict(self.units.sizes),
-            "options": self._options(),
-            "step_count": self.step_count,
-            "redundant": self.redundant,
-            "zero": self.zero,
-        }
-        return {**self.base.state_dict(), "group_sparse": own}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on from a state, bit for bit.
-
-        Raises
-        ------
-        CdlibError
-            If it is of another kind of optimizer, network or options.
-        """
-        rest = dict(state_dict)
-        own = rest.pop("group_sparse", None)
-        mine = {"units": self.units.sizes, "options": self._options()}
-        for what, value in mine.items():
-            if own is None or own[what] != value:
-                found = "none" if own is None else own[what]
-                raise CdlibError(
-                    f"this state is not of this {type(self).__name__}: its {what} are {found}, not {value}; "
-                    "make the optimizer as it was made, for the same network, or train from the start."
-                )
-        self.base.load_state_dict(rest)
-        self.param_groups, self.state = self.base.param_groups, self.base.state
-        self.units.regroup(self.base)
-        self.step_count = own["step_count"]
-        for name in ("redundant", "zero"):
-            getattr(self, name).copy_(own[name])
-        self._settle()
-
-    _looks_back = False
-    """Whether moving needs the values from before the base's step."""
-
-    def _options(self) -> dict[str, float | str]:
-        return {
-            "kind": type(self).__name__,
-            "wanted": self.wanted,
-            "start": self.start,
-            "period": self.period,
-            "periods": self.periods,
-        }
-
-    def _settle(self) -> None:
-        """Sort the units' parts by what is done with them."""
-        self._active = self.units.of(self.redundant & ~self.zero)
-        self._fixed = self.units.of(self.zero)
-
-    def _lowest(self, scores: Tensor, count: int) -> Tensor:
-        """The `count` units with the lowest scores that are not redundant, but the last of no group: bool [units]."""
-        free = scores.masked_fill(self.redundant, -math.inf)
-        best = torch.full((len(self.units.sizes),), -math.inf, device=free.device, dtype=free.dtype)
-        best = best.scatter_reduce(0, self.units.group, free, "amax")
-        order = torch.arange(len(free), device=free.device)
-        first = torch.full_like(best, len(free), dtype=torch.int64).scatter_reduce(
-            0, self.units.group[free == best[self.units.group]], order[free == best[self.units.group]], "amin"
-        )
-        closed = self.redundant.clone()
-        closed[first] = True
-        chosen = torch.zeros_like(self.redundant)
-        chosen[torch.sort(scores.masked_fill(closed, math.inf), stable=True).indices[:count]] = True
-        return chosen
-
-    def _choose(self, period: int, x: list[Tensor], d: list[Tensor]) -> Tensor:
-        """The units that become redundant in this period, from all slices and directions: bool [units]."""
-        raise NotImplementedError
-
-    def _move(self, t: int, before: list[Tensor]) -> None:
-        """Move the active parts, in step t of the period."""
-        raise NotImplementedError
-
-
 class HESSO(GroupSparse):
     """Progressive shrink, see `hesso`."""
 
-    def _choose(self, period: int, x: list[Tensor], d: list[Tensor]) -> Tensor:
+    def _redundant(self, period: int, x: Tensor, d: Tensor, xd: Tensor) -> Tensor:
         """Those with the lowest mean of five criteria, each divided by its Euclidean norm over all units."""
-        units, parts = self.units, self.units.parts
-        norm, other, inner = (units.dots(parts, *pair) for pair in ((x, x), (d, d), (x, d)))
-        norm, other = norm.sqrt(), other.sqrt()
-        criteria = (
-            norm,
-            norm / units.elements,
-            inner / (norm + _TINY) / (other + _TINY) + 1,
-            inner.abs(),
-            inner.square() / 2,
-        )
+        criteria = (x, x / self.units.elements, xd / (x + _TINY) / (d + _TINY) + 1, xd.abs(), xd.square() / 2)
         each = self.wanted // self.periods
         count = self.wanted - period * each if period + 1 == self.periods else each
         return self._lowest(sum(c / (c.norm() + _TINY) / len(criteria) for c in criteria), count)
 
     def _move(self, t: int, before: list[Tensor]) -> None:
+        factors = torch.ones_like(self.redundant, dtype=torch.float64)
+        factors[self.redundant & ~self.zero] = (self.period - t - 1) / (self.period - t)
         for part in self._active:
-            part.scale((self.period - t - 1) / (self.period - t))
+            part.scale(factors)
 
 
 class DHSPG(GroupSparse):
@@ -374,30 +197,27 @@ class DHSPG(GroupSparse):
         super().load_state_dict(state_dict)
         self.forced = state_dict["group_sparse"]["forced"]
 
-    def _choose(self, period: int, x: list[Tensor], d: list[Tensor]) -> Tensor:
+    def _redundant(self, period: int, x: Tensor, d: Tensor, xd: Tensor) -> Tensor:
         """Those with the highest 0.5 norm(cos(-x, -d)) + 0.5 norm(1 / (|x| / size))."""
-        units, parts = self.units, self.units.parts
-        norm, other, inner = (units.dots(parts, *pair) for pair in ((x, x), (d, d), (x, d)))
-        norm, other = norm.sqrt(), other.sqrt()
-        cosine = inner / (norm * other).clamp_min(_TINY)
-        size = 1 / (norm / units.elements + 1e-6)
+        cosine = xd / (x * d).clamp_min(_TINY)
+        size = 1 / (x / self.units.elements + 1e-6)
         redundancy = 0.5 * cosine / cosine.norm().clamp_min(_TINY) + 0.5 * size / size.norm()
         return self._lowest(-redundancy, self.wanted)
 
     def _move(self, t: int, before: list[Tensor]) -> None:
         units, parts = self.units, self._active
-        after = [part.read() for part in parts]
-        d = [(x - y).div_(part.lr or 1.0) for part, x, y in zip(parts, before, after, strict=True)]
-        norm, inner = units.dots(parts, before, before).sqrt(), units.dots(parts, before, d)
-        pull = self._lambda(norm, inner, units.dots(parts, d, d)) / (norm + _TINY)
-        for part, x, y in zip(parts, before, after, strict=True):
-            y.sub_(x * (part.lr * pull[part.unit]).unsqueeze(1))
-        self.zero |= self.redundant & ((units.dots(parts, after, before) < self.epsilon * norm.square()) | (norm == 0))
+        products = [part.products(x) for part, x in zip(parts, before, strict=True)]
+        squared, other, inner = self._sums(parts, products)
+        norm = squared.sqrt()
+        pull = torch.where(self.redundant, self._lambda(norm, inner, other) / (norm + _TINY), 0.0)
+        lost = [xm + part.lr * pull[part.unit] * xx for part, (xx, _, xm) in zip(parts, products, strict=True)]
+        kept = squared - units.sum(parts, lost)  # <x^, x>
+        self.zero |= self.redundant & ((kept < self.epsilon * squared) | (norm == 0))
         if t == self.period - 1:
             self.forced = int((self.redundant & ~self.zero).sum())
             self.zero |= self.redundant
-        for part, y in zip(parts, after, strict=True):
-            part.write(y.mul_(~self.zero[part.unit].unsqueeze(1)))
+        for part, x in zip(parts, before, strict=True):
+            part.pull(x, part.lr * pull, ~self.zero)
 
     def _lambda(self, norm: Tensor, inner: Tensor, squared: Tensor) -> Tensor:
         """Lambda for each unit from |x|, <x, d> and |d|^2; what it is for units that are not redundant is unused."""

@@ -6,7 +6,7 @@ a tensor at a time, so that the cost does not grow with the number of units.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +15,8 @@ from torch import Tensor, nn
 
 from cdlib.errors import CdlibError
 from cdlib.pruning.groups import Groups
+
+_BLOCK = 1 << 16  # elements
 
 
 @dataclass(eq=False)
@@ -37,29 +39,56 @@ class Part:
     unit: Tensor
     settings: dict[str, Any]
 
-    def read(self) -> Tensor:
-        """The slices, [n, elements of one]: a copy."""
-        taken = self.parameter.detach().index_select(self.dim, self.index)
-        return taken.movedim(self.dim, 0).reshape(len(self.index), -1)
-
-    def write(self, values: Tensor) -> None:
-        """Put back what `read` returned, changed."""
-        shape = list(self.parameter.shape)
-        rest = shape[: self.dim] + shape[self.dim + 1 :]
-        back = values.view(-1, *rest).movedim(0, self.dim)
-        self.parameter.detach().index_copy_(self.dim, self.index, back)
-
-    def scale(self, factor: float) -> None:
-        """Multiply the slices by a number; by 0 they are zero, whatever they were."""
-        if factor:
-            self.write(self.read().mul_(factor))
-        else:
-            self.parameter.detach().index_fill_(self.dim, self.index, 0)
-
     @property
     def lr(self) -> float:
         """The learning rate of the parameter."""
         return float(self.settings["lr"])
+
+    def products(self, before: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return |x|^2, |m|^2 and <x, m> of the slices x of an earlier value and their moves m since then: [n] each."""
+        others = tuple(k for k in range(before.dim()) if k != self.dim)
+        found = []
+        for x, y in self._blocks(before):
+            m = x - y
+            each = [x * x, m * m, x * m] if not others else [norm(x, others), norm(m, others), (x * m).sum(others)]
+            found.append(torch.stack(each))
+        xx, mm, xm = torch.cat(found, 1)[:, self.index]
+        return xx, mm, xm
+
+    def pull(self, before: Tensor, by: Tensor, factors: Tensor) -> None:
+        """Subtract multiples of an earlier value and then scale, by numbers of each unit, [units], in place."""
+        by, factors = (self.spread(by, 0.0), self.spread(factors, 1.0))
+        split = [t.split(self._rows(before), self.dim) for t in (by, factors)]
+        for (x, y), minus, times in zip(self._blocks(before), *split, strict=True):
+            y.addcmul_(x, minus, value=-1).mul_(times)
+
+    def scale(self, factors: Tensor) -> None:
+        """Multiply the slices by a number for each unit, [units], in place.
+
+        This is several times faster than to fill the slices of some units, even though it touches all of them.
+        """
+        self.parameter.detach().mul_(self.spread(factors, 1.0))
+
+    def spread(self, values: Tensor, rest: float) -> Tensor:
+        """Numbers of units, [units], as a factor for the whole parameter; `rest` where it belongs to no unit here."""
+        size = self.parameter.shape[self.dim]
+        found = torch.full((size,), rest, dtype=self.parameter.dtype, device=values.device)
+        found[self.index] = values[self.unit].to(found.dtype)
+        return found.view([size if k == self.dim else 1 for k in range(self.parameter.dim())])
+
+    def _blocks(self, before: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+        """An earlier value and the present one, in blocks that stay in a processor's cache."""
+        size = self._rows(before)
+        return zip(before.split(size, self.dim), self.parameter.detach().split(size, self.dim), strict=True)
+
+    def _rows(self, tensor: Tensor) -> int:
+        rows = tensor.shape[self.dim]
+        return rows if tensor.device.type != "cpu" else max(1, _BLOCK * rows // tensor.numel())
+
+
+def norm(values: Tensor, dims: tuple[int, ...]) -> Tensor:
+    """The squared Euclidean norm over some dimensions."""
+    return torch.linalg.vector_norm(values, dim=dims).square()
 
 
 class Units:
@@ -143,10 +172,6 @@ class Units:
             total.index_add_(0, part.unit, value)
         assert total is not None
         return total
-
-    def dots(self, parts: Sequence[Part], one: Iterable[Tensor], other: Iterable[Tensor]) -> Tensor:
-        """The inner product of each unit's slices of one and the other, as `Part.read` gives them: [units]."""
-        return self.sum(parts, [(a * b).sum(1) for a, b in zip(one, other, strict=True)])
 
     def named(self, units: Tensor) -> dict[str, list[int]]:
         """Some units, given as bool [units], by group: for `cdlib.remove`."""

@@ -20,7 +20,8 @@ from torch.nn import functional as F
 import cdlib
 from cdlib import CdlibError, data, models
 from cdlib.pruning import dhspg, hesso
-from cdlib.pruning.oto import DHSPG, HESSO, GroupSparse
+from cdlib.pruning.joint import GroupSparse
+from cdlib.pruning.oto import DHSPG, HESSO
 
 X = torch.zeros(1, 3, dtype=torch.float64)
 METHODS = {"hesso": hesso, "dhspg": dhspg}

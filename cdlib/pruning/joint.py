@@ -1,0 +1,201 @@
+"""An optimizer that trains and prunes at once: what HESSO and DHSPG, in `cdlib.pruning.oto`, have in common.
+
+It lets a base optimizer do its step, and then moves the redundant units on. Which units are redundant and how they are
+moved is left to the methods.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from cdlib.errors import CdlibError
+from cdlib.pruning.planning import check_whole
+from cdlib.pruning.saliency import check_ratio
+from cdlib.pruning.segments import Part, Units
+
+
+class GroupSparse(torch.optim.Optimizer):
+    """A base optimizer with a phase, `start` to `ends`, in which units become zero; made by `hesso` or `dhspg`.
+
+    Attributes
+    ----------
+    base : torch.optim.Optimizer
+        What moves the weights; its `param_groups` and `state` are this one's.
+    step_count : int
+        Steps done.
+    ends : int
+        The step after which the target is met.
+    redundant, zero : Tensor, bool [units]
+        The units that have been chosen, and those of them that are zero for good.
+    """
+
+    def __init__(
+        self, units: Units, base: torch.optim.Optimizer, target: float, start: int, steps: int, periods: int
+    ) -> None:
+        check_ratio(target, "target")
+        for name, value, least in (("start", start, 0), ("steps", steps, 1), ("periods", periods, 1)):
+            check_whole(name, value, least)
+        if periods > steps:
+            raise CdlibError(f"periods={periods} is more than steps={steps}: give each period at least one step.")
+        self.units, self.base = units, base
+        self.wanted = math.floor(target * units.count + 1e-9)
+        most = units.count - len(units.sizes)
+        if self.wanted > most:
+            share = math.floor(1000 * most / units.count) / 1000
+            raise CdlibError(
+                f"target={target!r} is {self.wanted} of {units.count} units, but each of the {len(units.sizes)} groups "
+                f"keeps one: give at most {share}."
+            )
+        super().__init__(base.param_groups, base.defaults)
+        self.param_groups, self.state = base.param_groups, base.state
+        self.start, self.period, self.periods = start, steps // periods, periods
+        self.ends = start + self.period * periods
+        self.step_count = 0
+        self.redundant = torch.zeros_like(units.group, dtype=torch.bool)
+        self.zero = self.redundant.clone()
+        self._active: list[Part] = []
+        self._fixed: list[Part] = []
+
+    @property
+    def sparsity(self) -> float:
+        """The share of units that are zero for good."""
+        return int(self.zero.sum()) / self.units.count
+
+    def drop(self) -> dict[str, list[int]]:
+        """Return the units that are zero for good, by group: for `cdlib.remove`."""
+        return self.units.named(self.zero)
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """Let the base do a step, then move the redundant units; returns what the closure does."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        t = self.step_count - self.start
+        choosing = 0 <= t < self.ends - self.start and t % self.period == 0
+        parts = self.units.parts if choosing else self._active
+        before = [part.parameter.detach().clone() for part in parts] if choosing or self._looks_back else []
+        self.base.step()
+        if choosing:
+            self._choose(t // self.period, before)
+            self._settle()
+            used = {(id(part.parameter), part.dim) for part in self._active}
+            before = [x for part, x in zip(parts, before, strict=True) if (id(part.parameter), part.dim) in used]
+        if self._active:
+            self._move(t % self.period, before)
+            if (t + 1) % self.period == 0:
+                self.zero |= self.redundant
+                self._settle()
+        for part in self._fixed:
+            part.scale(~self.zero)
+        self.step_count += 1
+        return loss
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Forget the gradients."""
+        self.base.zero_grad(set_to_none)
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Not possible: the units were found when the optimizer was made."""
+        if hasattr(self, "redundant"):
+            raise CdlibError(f"{type(self).__name__} takes no further parameters: add them to the base before.")
+        super().add_param_group(param_group)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The state of the base and of the units; tensors are not copied."""
+        own = {
+            "units": dict(self.units.sizes),
+            "options": self._options(),
+            "step_count": self.step_count,
+            "redundant": self.redundant,
+            "zero": self.zero,
+        }
+        return {**self.base.state_dict(), "group_sparse": own}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on from a state, bit for bit.
+
+        Raises
+        ------
+        CdlibError
+            If it is of another kind of optimizer, network or options.
+        """
+        rest = dict(state_dict)
+        own = rest.pop("group_sparse", None)
+        mine = {"units": self.units.sizes, "options": self._options()}
+        for what, value in mine.items():
+            if own is None or own[what] != value:
+                found = "none" if own is None else own[what]
+                raise CdlibError(
+                    f"this state is not of this {type(self).__name__}: its {what} are {found}, not {value}; "
+                    "make the optimizer as it was made, for the same network, or train from the start."
+                )
+        self.base.load_state_dict(rest)
+        self.param_groups, self.state = self.base.param_groups, self.base.state
+        self.units.regroup(self.base)
+        self.step_count = own["step_count"]
+        for name in ("redundant", "zero"):
+            getattr(self, name).copy_(own[name])
+        self._settle()
+
+    _looks_back = False
+    """Whether moving needs the values from before the base's step."""
+
+    def _options(self) -> dict[str, float | str]:
+        return {
+            "kind": type(self).__name__,
+            "wanted": self.wanted,
+            "start": self.start,
+            "period": self.period,
+            "periods": self.periods,
+        }
+
+    def _settle(self) -> None:
+        """Sort the units' parts by what is done with them."""
+        self._active = self.units.of(self.redundant & ~self.zero)
+        self._fixed = self.units.of(self.zero)
+
+    def _lowest(self, scores: Tensor, count: int) -> Tensor:
+        """The `count` units with the lowest scores that are not redundant, but the last of no group: bool [units]."""
+        free = scores.masked_fill(self.redundant, -math.inf)
+        best = torch.full((len(self.units.sizes),), -math.inf, device=free.device, dtype=free.dtype)
+        best = best.scatter_reduce(0, self.units.group, free, "amax")
+        order = torch.arange(len(free), device=free.device)
+        first = torch.full_like(best, len(free), dtype=torch.int64).scatter_reduce(
+            0, self.units.group[free == best[self.units.group]], order[free == best[self.units.group]], "amin"
+        )
+        closed = self.redundant.clone()
+        closed[first] = True
+        chosen = torch.zeros_like(self.redundant)
+        chosen[torch.sort(scores.masked_fill(closed, math.inf), stable=True).indices[:count]] = True
+        return chosen
+
+    def _choose(self, period: int, before: list[Tensor]) -> None:
+        """Make units redundant at the start of a period, from the values of all parts before the base's step."""
+        parts = self.units.parts
+        products = [part.products(x) for part, x in zip(parts, before, strict=True)]
+        squared, other, inner = self._sums(parts, products)
+        self.redundant |= self._redundant(period, squared.sqrt(), other.sqrt(), inner)
+
+    def _redundant(self, period: int, x: Tensor, d: Tensor, xd: Tensor) -> Tensor:
+        """The units that become redundant, from |x|, |d| and <x, d> of all units: bool [units]."""
+        raise NotImplementedError
+
+    def _sums(self, parts: list[Part], products: list[tuple[Tensor, Tensor, Tensor]]) -> tuple[Tensor, Tensor, Tensor]:
+        """Return |x|^2, |d|^2 and <x, d> of each unit, [units], from what `Part.products` says of moves lr d."""
+        lr = [part.lr or 1.0 for part in parts]
+        return (
+            self.units.sum(parts, [xx for xx, _, _ in products]),
+            self.units.sum(parts, [mm / rate**2 for (_, mm, _), rate in zip(products, lr, strict=True)]),
+            self.units.sum(parts, [xm / rate for (_, _, xm), rate in zip(products, lr, strict=True)]),
+        )
+
+    def _move(self, t: int, before: list[Tensor]) -> None:
+        """Move the active parts, in step t of the period."""
+        raise NotImplementedError

@@ -19,6 +19,7 @@ from cdlib.complexity import profile
 from cdlib.data import Dataset
 from cdlib.errors import unknown
 from cdlib.pruning.groups import find_groups
+from cdlib.pruning.storage import FORMS, encode
 from cdlib.pruning.subnet import remove
 from cdlib.study import store
 from cdlib.study.run import alone
@@ -148,6 +149,20 @@ def _ranking(job: _Job, method: dict[str, Any]) -> dict[str, Any]:
     return {"accuracy_before_tuning": before}
 
 
+def _unstructured(job: _Job, method: dict[str, Any]) -> dict[str, Any]:
+    tuning = method.pop("fine_tune")
+    job.start_trained()
+    masked = pruning.unstructured(job.dense, job.example, seed=job.seed, **method)
+    before = job.accuracy(masked)
+    job.fit(masked, job.tuned(tuning))
+    job.model = pruning.permanent(masked)
+    return {
+        "accuracy_before_tuning": before,
+        "storage": {form: len(encode(job.model, form)) for form in FORMS},
+        "dense_storage": {form: len(encode(job.dense, form)) for form in FORMS},
+    }
+
+
 def _joint(function: Callable[..., Any]) -> Callable[[_Job, dict[str, Any]], dict[str, Any]]:
     def run(job: _Job, method: dict[str, Any]) -> dict[str, Any]:
         """`start_epochs` and `prune_epochs` are the method's steps in epochs."""
@@ -181,6 +196,7 @@ METHODS: dict[str, Callable[[_Job, dict[str, Any]], dict[str, Any]]] = {
     "uniform_width": _widths(pruning.uniform_width),
     "random_draw": _widths(pruning.random_draw),
     "ranking": _ranking,
+    "unstructured": _unstructured,
     "dhspg": _joint(pruning.dhspg),
     "hesso": _joint(pruning.hesso),
 }

@@ -26,7 +26,8 @@ RECIPES: dict[str, dict[str, Any]] = {
 """The networks of the sweep, and how they are trained."""
 
 MODES = ("PA", "FA", "MA")
-SPARSITIES = (0.5, 0.7, 0.8, 0.9, 0.95)
+SHARES = (0.5, 0.7, 0.8, 0.9, 0.95)
+"""Of the weights that unstructured pruning masks."""
 
 
 def plans(model: str, *, data: str = "cifar10", epochs: int = 10, runs: int = 100) -> list[dict[str, Any]]:
@@ -129,6 +130,11 @@ def _methods(epochs: int, lr: float) -> list[dict[str, Any]]:
         *joint(0.5),
         {"name": "dense", "fine_tune": further},
         *joint(0.7),
+        *[
+            {"name": "unstructured", "by": by, "conv": share, "linear": share, "fine_tune": further}
+            for share in SHARES
+            for by in ("l1", "random")
+        ],
         *driven(0.7),
         *evenly[1:],
         *at_random[1:],

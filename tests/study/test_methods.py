@@ -1,0 +1,133 @@
+"""The pruning experiment: every method ends with a record, what it cost is counted, and a killed run goes on."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from cdlib import data, models, pruning, train
+from cdlib.complexity import profile
+from cdlib.errors import CdlibError
+from cdlib.study import methods, sweep
+from cdlib.study.methods import METHODS, prune_and_train
+from cdlib.study.run import run
+
+RECIPE = {"epochs": 2, "batch_size": 256, "optimizer": "sgd", "lr": 0.05}
+STEPS = 5  # an epoch: 1,437 - 144 training images of the digits in batches of 256
+SOME: dict[str, dict[str, Any]] = {
+    "dense": {},
+    "complexity_driven": {"mode": "FA", "target": 0.4},
+    "uniform_width": {"mode": "PA", "target": 0.4},
+    "random_draw": {"mode": "MA", "target": 0.4},
+    "ranking": {"target": 0.4, "resource": "macs", "fine_tune": {"epochs": 1}},
+    "unstructured": {"conv": 0.6, "linear": 0.6, "fine_tune": {"epochs": 1}},
+    "hesso": {"target": 0.4, "start_epochs": 0, "prune_epochs": 1, "periods": 2},
+    "dhspg": {"target": 0.4, "start_epochs": 0, "prune_epochs": 1},
+}
+
+
+def parameters(name: str, **method: Any) -> dict[str, Any]:
+    return {
+        "data": "digits",
+        "model": "vgg_mini",
+        "options": {"in_channels": 1},
+        "recipe": RECIPE,
+        "runs": 1,
+        "method": {"name": name, **SOME.get(name, {}), **method},
+    }
+
+
+def dense_macs() -> int:
+    return profile(models.build("vgg_mini", 10, in_channels=1), torch.zeros(1, 1, 8, 8)).macs
+
+
+def test_every_method_is_tried_here() -> None:
+    assert SOME.keys() == METHODS.keys()
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_method_is_measured_and_its_training_counted(name: str, tmp_path: Path) -> None:
+    found = run("pruning", prune_and_train, parameters(name), record_in=tmp_path)["metrics"]
+    full, epoch = dense_macs(), STEPS * 256
+    assert found["dense_macs"] == full
+    if name in ("dense", "hesso", "dhspg"):
+        assert found["train_macs"] == 3 * full * 2 * epoch
+    elif name == "ranking":
+        assert found["train_macs"] == 3 * (full * 2 + found["macs"]) * epoch
+        assert found["macs"] <= 0.6 * full
+    elif name == "unstructured":
+        assert found["train_macs"] == 3 * full * 3 * epoch
+        assert found["storage"]["bitmask"] < found["storage"]["dense"] == found["dense_storage"]["dense"]
+        assert 0.39 * found["params"] < found["nonzero_params"] < 0.42 * found["params"]
+    else:
+        assert found["train_macs"] == 3 * found["macs"] * 2 * epoch
+        assert "dense_accuracy" not in found
+    if name in ("hesso", "dhspg"):
+        assert found["sparsity"] == pytest.approx(0.4, abs=0.01)
+        assert found["difference"] < 1e-5
+        assert found["accuracy"] == found["dense_accuracy"]
+
+
+def test_the_record_is_of_the_network_a_reader_would_get(tmp_path: Path) -> None:
+    found = run("pruning", prune_and_train, parameters("complexity_driven"), seed=3, record_in=tmp_path)["metrics"]
+    torch.manual_seed(3)
+    dataset = data.load("digits")
+    model = models.build("vgg_mini", 10, in_channels=1)
+    small = pruning.complexity_driven(model, dataset.test.input(1), mode="FA", target=0.4, seed=3)
+    train.fit(small, dataset, train.Recipe(**RECIPE), seed=3, progress=False)
+    assert found["accuracy"] == train.evaluate(small, dataset.test).accuracy
+
+
+def test_the_dense_network_is_trained_once_for_all_that_start_from_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = run("pruning", prune_and_train, parameters("dense"), record_in=tmp_path)["metrics"]
+    epochs: list[int] = []
+    fit = train.fit
+
+    def spy(model: Any, dataset: Any, recipe: Any, **options: Any) -> Any:
+        done = Path(options["checkpoint"]).exists()
+        epochs.append(0 if done else recipe.epochs)
+        return fit(model, dataset, recipe, **options)
+
+    monkeypatch.setattr(methods.train, "fit", spy)
+    further = run("pruning", prune_and_train, parameters("dense", fine_tune={"epochs": 1}), record_in=tmp_path)
+    assert epochs == [0, 1]
+    assert further["metrics"]["train_macs"] == 1.5 * first["train_macs"]
+    assert further["metrics"]["train_s"] > first["train_s"]
+
+
+def test_the_sweep_makes_what_is_missing_and_nothing_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CDLIB_RESULTS", str(tmp_path))
+    options: dict[str, Any] = {"data": "digits", "epochs": 1, "runs": 1, "only": ["dense"], "progress": False}
+    records = sweep.sweep("vgg_mini", [0], **options)
+    assert [r["parameters"]["method"].get("fine_tune", {}).get("epochs") for r in records] == [None, 1]
+    monkeypatch.setattr(sweep, "prune_and_train", None)
+    assert sweep.sweep("vgg_mini", [0], **options) == records
+
+
+def test_the_sweep_has_the_methods_at_all_their_targets() -> None:
+    plans = sweep.plans("resnet_mini", data="digits")
+    found = [(p["method"]["name"], p["method"].get("mode"), p["method"].get("target")) for p in plans]
+    for mode in ("PA", "FA", "MA"):
+        assert {t for n, m, t in found if n == "complexity_driven" and m == mode} == {0.3, 0.5, 0.7}
+    assert {t for n, _, t in found if n in ("hesso", "dhspg")} == {0.5, 0.7}
+    assert sum(n == "unstructured" for n, _, _ in found) == 10
+    assert {n for n, _, _ in found} == METHODS.keys()
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: sweep.plans("vgg"), "'vgg'"),
+        (lambda: sweep.sweep("vgg_mini", [0], only=["hess"], data="digits"), "did you mean 'hesso'"),
+        (lambda: sweep.sweep("vgg_mini", [], data="digits"), "at least one seed"),
+        (lambda: prune_and_train(parameters("x"), 0, Path()), "method 'x'"),
+    ],
+)
+def test_bad_input(call: Any, message: str) -> None:
+    with pytest.raises(CdlibError, match=message):
+        call()

@@ -101,7 +101,8 @@ def test_help_imports_nothing_slow() -> None:
 
 def test_help_and_version() -> None:
     assert all(
-        name in printed("--help") for name in ("profile", "compare", "groups", "prune", "study", "chapters", "data", "results")
+        name in printed("--help")
+        for name in ("profile", "compare", "groups", "prune", "study", "chapters", "data", "results")
     )
     assert printed("--version") == f"cdlib {cdlib.__version__}\n"
 

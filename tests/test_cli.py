@@ -479,6 +479,18 @@ def test_results_are_listed(book: Path) -> None:
     assert "did you mean 'alpha'" in refused("results", "--experiment", "alpah")
 
 
+def test_the_study_is_recorded_and_not_repeated(book: Path) -> None:
+    command = ("study", "vgg_mini", "--data", "digits", "--epochs", "1", "--only", "uniform_width")
+    records = json.loads(printed(*command, "--json"))
+    assert [r["parameters"]["method"]["mode"] for r in records] == ["PA", "FA", "MA"]
+    for record, counted in zip(records, ("params", "macs", "peak_activation_bytes"), strict=True):
+        assert record["metrics"][counted] < 0.6 * record["metrics"][f"dense_{counted}"]
+    assert json.loads(printed(*command, "--json")) == records
+    assert "3 runs are recorded" in printed(*command)
+    assert "did you mean 'vgg_mini'" in refused("study", "vgg_mani", "--data", "digits")
+    assert "did you mean 'hesso'" in refused("study", "vgg_mini", "--only", "heso", "--data", "digits")
+
+
 # ---------------------------------------------------------------------------------------------------------- bad input
 
 

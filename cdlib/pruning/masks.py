@@ -9,7 +9,6 @@ Amounts are shares of all weights of the layers, convolutions and linear layers 
 
 from __future__ import annotations
 
-import hashlib
 from collections import Counter
 from collections.abc import Iterable
 from typing import Any
@@ -21,7 +20,7 @@ from torch.nn.utils import prune
 from cdlib.capture import ExampleInput, capture
 from cdlib.errors import CdlibError, unknown
 from cdlib.pruning.inputs import check
-from cdlib.pruning.saliency import check_ratio
+from cdlib.pruning.saliency import check_ratio, generator
 from cdlib.pruning.subnet import copied
 
 CRITERIA = ("l1", "random")
@@ -198,8 +197,9 @@ def grow(
             scores = torch.cat([_scores(name, module, by, seed).flatten() for name, module in part.items()])
             count, already = round(amount * len(scores)), int((scores < 0).sum())
             if count < already:
+                names = ", ".join(name or type(model).__name__ for name in part)
                 raise CdlibError(
-                    f"{kind}={amount:g}: of the {len(scores)} weights of {', '.join(part)}, {already} are masked "
+                    f"{kind}={amount:g}: of the {len(scores)} weights of {names}, {already} are masked "
                     f"already, and masks only grow: give at least {already / len(scores):.4f}."
                 )
             keep = _all_but_lowest(scores, count)
@@ -217,9 +217,7 @@ def _scores(name: str, module: Any, by: str, seed: int) -> Tensor:
         if by == "l1":
             found = weight.abs().float()
         else:
-            own_seed = int.from_bytes(hashlib.sha256(f"{seed} {name}".encode()).digest()[:7])
-            rng = torch.Generator().manual_seed(own_seed)
-            found = torch.rand(weight.shape, generator=rng).to(weight.device)
+            found = torch.rand(weight.shape, generator=generator(seed, name)).to(weight.device)
         return torch.where(mask.bool(), found, -torch.ones_like(found))
 
 

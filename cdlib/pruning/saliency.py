@@ -145,6 +145,11 @@ def check_ratio(ratio: float, name: str = "ratio") -> None:
         raise CdlibError(f"{name}={ratio!r} is no share that can be removed: give a number from 0 to below 1.")
 
 
+def generator(seed: int, name: str) -> torch.Generator:
+    """Return random numbers on the CPU that depend on a seed and a name, and on nothing drawn before."""
+    return torch.Generator().manual_seed(int.from_bytes(hashlib.sha256(f"{seed} {name}".encode()).digest()[:7]))
+
+
 def _l1(model: nn.Module, group: Group, seed: int) -> Tensor:
     return _summed(model, group, group.own, lambda w: _wide(w).abs())
 
@@ -177,10 +182,8 @@ def _bn(model: nn.Module, group: Group, seed: int) -> Tensor:
 
 
 def _random(model: nn.Module, group: Group, seed: int) -> Tensor:
-    own_seed = hashlib.sha256(f"{seed} {group.name}".encode()).digest()[:7]
-    generator = torch.Generator().manual_seed(int.from_bytes(own_seed))
     device = next((tensor.device for tensor in tensors_of(model).values()), None)
-    return torch.rand(group.size, generator=generator, device="cpu").to(device)
+    return torch.rand(group.size, generator=generator(seed, group.name), device="cpu").to(device)
 
 
 def _wide(tensor: Tensor) -> Tensor:

@@ -66,7 +66,7 @@ def write(file: Path, description: Mapping[str, Any], tensors: Mapping[str, Tens
 
     check_place(file)
     said = {"version": VERSION, **description}
-    said["digest"] = _digest(said, tensors)
+    said["digest"] = digest(said, tensors)
     try:
         content = save(dict(tensors), {"cdlib": json.dumps(said)})
         with atomic(file) as opened:
@@ -94,7 +94,7 @@ def read(file: Path, *, tensors: bool = True) -> tuple[dict[str, Any], dict[str,
             found = {name: opened.get_tensor(name).clone() for name in (opened.keys() if tensors else ())}
     except (SafetensorError, OSError) as error:
         raise CdlibError(f"{file} cannot be read ({line(error)}): cut short, or not made by cdlib.save.") from error
-    if tensors and description["digest"] != _digest(description, found):
+    if tensors and description["digest"] != digest(description, found):
         raise CdlibError(f"{file} was altered or damaged after it was saved (another digest): get the file again.")
     return description, found
 
@@ -105,7 +105,7 @@ def line(error: BaseException) -> str:
     return f"{type(error).__name__}: {text}" if text else type(error).__name__
 
 
-def _digest(description: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> str:
+def digest(description: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> str:
     """The SHA-256 of names, types, shapes and bytes of all tensors and of all that is said about them."""
     said = {key: value for key, value in description.items() if key != "digest"}
     found = hashlib.sha256(json.dumps(said, sort_keys=True).encode())

@@ -8,7 +8,6 @@ runs from a sparse form, `two_to_four` makes the pattern of zeros that GPUs have
 from __future__ import annotations
 
 import gzip
-import hashlib
 import json
 import warnings
 import zlib
@@ -22,7 +21,7 @@ from torch.nn.utils import prune
 
 from cdlib.errors import CdlibError, unknown
 from cdlib.pruning import contents
-from cdlib.pruning.archive import line
+from cdlib.pruning.archive import digest, line
 from cdlib.pruning.masks import permanent
 from cdlib.pruning.subnet import copied
 
@@ -72,7 +71,7 @@ def encode(model: nn.Module, form: str = "dense") -> bytes:
             shapes[name] = list(tensor.shape)
         stored |= {name + part: values for part, values in (parts or {"": tensor}).items()}
     how = {"shapes": shapes, "shared": ties}
-    return save(stored, {"cdlib": json.dumps(how | {"digest": _digest(how, stored)})})
+    return save(stored, {"cdlib": json.dumps(how | {"digest": digest(how, stored)})})
 
 
 def decode(content: bytes) -> dict[str, Tensor]:
@@ -90,7 +89,7 @@ def decode(content: bytes) -> dict[str, Tensor]:
         plain = _decompressed(content)
         header = json.loads(plain[8 : 8 + int.from_bytes(plain[:8], "little")])
         how, stored = json.loads(header["__metadata__"]["cdlib"]), load(plain)
-        intact = how.pop("digest") == _digest(how, stored)
+        intact = how.pop("digest") == digest(how, stored)
     except (
         OSError,
         EOFError,
@@ -258,13 +257,6 @@ def _whole(name: str, shape: list[int], stored: dict[str, Tensor]) -> Tensor:
         columns, rows = stored[f"{name}.columns"].long(), stored[f"{name}.rows"].long()
         whole.flatten(1)[torch.arange(len(rows) - 1).repeat_interleave(rows.diff()), columns] = values
     return whole
-
-
-def _digest(how: dict[str, Any], stored: dict[str, Tensor]) -> str:
-    """The SHA-256 of all tensors and of what is said about them."""
-    from safetensors.torch import save
-
-    return hashlib.sha256(json.dumps(how, sort_keys=True).encode() + save(stored)).hexdigest()
 
 
 def _decompressed(content: bytes) -> bytes:

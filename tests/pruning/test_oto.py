@@ -475,3 +475,18 @@ def test_kinds() -> None:
     assert make(dhspg).penalty == 1e-3
     model = chain()
     assert dhspg(model, X, torch.optim.AdamW(model.parameters()), steps=1).coefficient == 1e3
+
+
+def test_a_unit_that_is_zero_when_it_is_chosen_stays_so() -> None:
+    model = chain()
+    with torch.no_grad():
+        model[0].weight[2] = 0
+        model[0].bias[2] = 0
+    optimizer = make(dhspg, model, target=0.2, steps=50)
+    for t in range(3):
+        for name, p in model.named_parameters():
+            p.grad = torch.from_numpy(gradient(name, p.detach().numpy(), t))
+        optimizer.step()
+        assert 2 in optimizer.drop()["0"]
+        assert not model[0].weight[2].any()
+        assert model[0].bias[2] == 0

@@ -115,9 +115,11 @@ def _methods(epochs: int, lr: float) -> list[dict[str, Any]]:
         return [{"name": name, "mode": mode, "target": target} for mode in MODES]
 
     def joint(target: float) -> list[dict[str, Any]]:
+        """Both methods, and the uniform width of about as many parameters: (1 - s)^2 are left without s of all units."""
         return [
             {"name": "hesso", "target": target, **phase, "periods": 5},
             {"name": "dhspg", "target": target, **phase},
+            {"name": "uniform_width", "mode": "PA", "target": round(1 - (1 - target) ** 2, 4)},
         ]
 
     evenly, at_random = driven(0.5, "uniform_width"), driven(0.5, "random_draw")

@@ -115,7 +115,7 @@ def _methods(epochs: int, lr: float) -> list[dict[str, Any]]:
         return [{"name": name, "mode": mode, "target": target} for mode in MODES]
 
     def joint(target: float) -> list[dict[str, Any]]:
-        """Both methods, and the uniform width of about as many parameters: (1 - s)^2 are left without s of all units."""
+        """The methods, and the uniform width of about as many parameters: (1 - s)^2 are left without s of all units."""
         return [
             {"name": "hesso", "target": target, **phase, "periods": 5},
             {"name": "dhspg", "target": target, **phase},

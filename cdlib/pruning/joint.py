@@ -35,21 +35,29 @@ class GroupSparse(torch.optim.Optimizer):
     """
 
     def __init__(
-        self, units: Units, base: torch.optim.Optimizer, target: float, start: int, steps: int, periods: int
+        self,
+        units: Units,
+        base: torch.optim.Optimizer,
+        target: float,
+        start: int,
+        steps: int,
+        periods: int,
+        min_width: int,
     ) -> None:
         check_ratio(target, "target")
-        for name, value, least in (("start", start, 0), ("steps", steps, 1), ("periods", periods, 1)):
-            check_whole(name, value, least)
+        given = {"start": start, "steps": steps, "periods": periods, "min_width": min_width}
+        for name, value in given.items():
+            check_whole(name, value, int(name != "start"))
         if periods > steps:
             raise CdlibError(f"periods={periods} is more than steps={steps}: give each period at least one step.")
-        self.units, self.base = units, base
+        self.units, self.base, self.min_width = units, base, min_width
         self.wanted = math.floor(target * units.count + 1e-9)
-        most = units.count - len(units.sizes)
+        most = sum(max(0, size - min_width) for size in units.sizes.values())
         if self.wanted > most:
             share = math.floor(1000 * most / units.count) / 1000
             raise CdlibError(
                 f"target={target!r} is {self.wanted} of {units.count} units, but each of the {len(units.sizes)} groups "
-                f"keeps one: give at most {share}."
+                f"keeps {min_width}: give at most {share}, or a smaller min_width."
             )
         super().__init__(base.param_groups, base.defaults)
         self.param_groups, self.state = base.param_groups, base.state
@@ -154,6 +162,7 @@ class GroupSparse(torch.optim.Optimizer):
             "start": self.start,
             "period": self.period,
             "periods": self.periods,
+            "min_width": self.min_width,
         }
 
     def _settle(self) -> None:
@@ -164,15 +173,13 @@ class GroupSparse(torch.optim.Optimizer):
     def _lowest(self, scores: Tensor, count: int) -> Tensor:
         """The `count` units with the lowest scores that are not redundant, but the last of no group: bool [units]."""
         free = scores.masked_fill(self.redundant, -math.inf)
-        best = torch.full((len(self.units.sizes),), -math.inf, device=free.device, dtype=free.dtype)
-        best = best.scatter_reduce(0, self.units.group, free, "amax")
-        order = torch.arange(len(free), device=free.device)
-        first = torch.full_like(best, len(free), dtype=torch.int64).scatter_reduce(
-            0, self.units.group[free == best[self.units.group]], order[free == best[self.units.group]], "amin"
-        )
+        order = torch.sort(free, descending=True, stable=True).indices
+        order = order[torch.sort(self.units.group[order], stable=True).indices]  # each group from its best downwards
+        sizes = torch.tensor(list(self.units.sizes.values()), device=order.device)
+        place = torch.arange(len(order), device=order.device) - (sizes.cumsum(0) - sizes).repeat_interleave(sizes)
         closed = self.redundant.clone()
-        closed[first] = True
-        chosen = torch.zeros_like(self.redundant)
+        closed[order[place < self.min_width]] = True
+        chosen = torch.zeros_like(closed)
         chosen[torch.sort(scores.masked_fill(closed, math.inf), stable=True).indices[:count]] = True
         return chosen
 

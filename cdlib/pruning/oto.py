@@ -37,6 +37,7 @@ def hesso(
     start: int = 0,
     steps: int,
     periods: int = 1,
+    min_width: int = 1,
     keep: Iterable[str] = (),
     batch_dim: int | None = 0,
 ) -> HESSO:
@@ -55,14 +56,16 @@ def hesso(
     base : torch.optim.Optimizer
         Any, for example SGD, Adam or AdamW. Its parameter groups are shared: set learning rates as usual.
     target : float, default 0.5
-        The group sparsity: floor(target * n) of the n units of all zero-invariant groups become zero. Each group
-        keeps the most important of its units.
+        The group sparsity: floor(target * n) of the n units of all zero-invariant groups become zero.
     start : int, default 0
         Steps before, in which the base alone trains (warm-up).
     steps : int
         Steps from then until the target is met.
     periods : int, default 1
         In how many parts the redundant units are chosen.
+    min_width : int, default 1
+        Units that every group keeps, the most important ones. One is what the papers ask for; in a chain, a layer that
+        narrow ends all learning.
     keep : iterable of str, optional
         Modules or parameters, by name, of which nothing may be removed.
     batch_dim : int or None, default 0
@@ -78,7 +81,7 @@ def hesso(
         If an option is out of range, nothing could be removed, or the target leaves no unit in a group.
     """
     groups = find_groups(model, example_input, keep=keep, batch_dim=batch_dim)
-    return HESSO(Units(model, groups, base), base, target, start, steps, periods)
+    return HESSO(Units(model, groups, base), base, target, start, steps, periods, min_width)
 
 
 def dhspg(
@@ -93,6 +96,7 @@ def dhspg(
     amplify: float | None = None,
     coefficient: float | None = None,
     epsilon: float = 0.0,
+    min_width: int = 1,
     keep: Iterable[str] = (),
     batch_dim: int | None = 0,
 ) -> DHSPG:
@@ -104,10 +108,11 @@ def dhspg(
 
     Parameters
     ----------
-    model, example_input, base, target, start, steps, keep, batch_dim
+    model, example_input, base, target, start, steps, min_width, keep, batch_dim
         As for `hesso`.
     penalty : float, optional
-        Lambda; by default 1e-3, and 1e-2 over Adam and AdamW.
+        Lambda; by default 1e-3, and 1e-2 over Adam and AdamW. Against a base that does not move a unit, the pull
+        shortens it by lambda times the sum of the learning rates: if that is less than its length, it will be forced.
     amplify, coefficient : float, optional
         For a unit that the base moves away from zero, <x, d> < 0, lambda is `amplify` times the least value that turns
         it round, -<x, d> / |x|, but from lambda to `coefficient` times lambda; and where that would no longer
@@ -134,7 +139,7 @@ def dhspg(
             raise CdlibError(f"{name}={value!r}: give a positive number.")
     check_ratio(epsilon, "epsilon")
     groups = find_groups(model, example_input, keep=keep, batch_dim=batch_dim)
-    return DHSPG(Units(model, groups, base), base, target, start, steps, epsilon=epsilon, **rule)
+    return DHSPG(Units(model, groups, base), base, target, start, steps, min_width, epsilon=epsilon, **rule)
 
 
 class HESSO(GroupSparse):
@@ -172,13 +177,14 @@ class DHSPG(GroupSparse):
         target: float,
         start: int,
         steps: int,
+        min_width: int,
         *,
         penalty: float,
         amplify: float,
         coefficient: float,
         epsilon: float,
     ) -> None:
-        super().__init__(units, base, target, start, steps, 1)
+        super().__init__(units, base, target, start, steps, 1, min_width)
         self.penalty, self.amplify, self.coefficient, self.epsilon = penalty, amplify, coefficient, epsilon
         self.forced = 0
 

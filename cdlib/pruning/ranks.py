@@ -57,7 +57,8 @@ def ranking(
     scope : {"global", "layer"}, default "global"
         Whether all units are ranked together, or every group loses the same share of its own. Globally, "l1" and "l2"
         are divided by their mean over the group, since a group whose units have more weights has larger ones; the
-        others are compared as they are.
+        others are compared as they are. In later rounds that mean is of the units left, which are the stronger ones, so
+        groups that were cut look weaker and are cut again: give `min_width`, or rank by layer.
     resource : {"units", "params", "macs", "activation_bytes"}, default "units"
         What the target is a share of: the units of prunable groups, or a total of `cdlib.profile`.
     rounds : int, default 1

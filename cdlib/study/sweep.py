@@ -119,6 +119,7 @@ def _methods(epochs: int, lr: float) -> list[dict[str, Any]]:
         return [
             {"name": "hesso", "target": target, **phase, "periods": 5},
             {"name": "dhspg", "target": target, **phase},
+            {"name": "dhspg", "target": target, **phase, "penalty": 1.0, "min_width": 4},
             {"name": "uniform_width", "mode": "PA", "target": round(1 - (1 - target) ** 2, 4)},
         ]
 

@@ -251,6 +251,8 @@ def train(
     model.train()
     for t in range(first, first + steps):
         torch.manual_seed(t)
+        for group in optimizer.param_groups:
+            group["lr"] = 0.02 / (1 + t % 100)  # of all processes the same
         images, labels = torch.randn(4, *x.shape[1:], dtype=x.dtype), torch.randint(0, 10, (4,))
         optimizer.zero_grad()
         F.cross_entropy((net or model)(images), labels).backward()
@@ -410,10 +412,12 @@ def make(method: Any = hesso, model: nn.Module | None = None, **options: Any) ->
     ("options", "message"),
     [
         ({"target": 1.0}, "target=1.0"),
-        ({"target": 0.95}, "target=0.95 is 10 of 11 units, but each of the 2 groups keeps one: give at most 0.818"),
+        ({"target": 0.95}, "target=0.95 is 10 of 11 units, but each of the 2 groups keeps 1: give at most 0.818"),
         ({"start": -1}, "start=-1"),
         ({"steps": 0}, "steps=0"),
         ({"periods": 5}, "periods=5 is more than steps=4"),
+        ({"min_width": 0}, "min_width=0"),
+        ({"min_width": 4, "target": 0.5}, "keeps 4: give at most 0.272, or a smaller min_width"),
         ({"keep": ["0", "2"]}, "none is zero-invariant"),
         ({"method": dhspg, "penalty": 0}, "penalty=0"),
         ({"method": dhspg, "amplify": math.inf}, "amplify=inf"),
@@ -475,6 +479,23 @@ def test_kinds() -> None:
     assert make(dhspg).penalty == 1e-3
     model = chain()
     assert dhspg(model, X, torch.optim.AdamW(model.parameters()), steps=1).coefficient == 1e3
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_group_keeps_a_least_width(method: str) -> None:
+    for least, kept in ((1, {6, 3, 1}), (2, {6, 3, 2})):
+        model = nn.Sequential(nn.Linear(3, 8), nn.ReLU(), nn.Linear(8, 6), nn.ReLU(), nn.Linear(6, 2)).double()
+        with torch.no_grad():
+            model[2].weight.mul_(1e-3)
+            model[2].bias.mul_(1e-3)
+        optimizer = make(METHODS[method], model, target=0.35 + 0.01 * least, min_width=least)
+        for t in range(4):
+            for name, p in model.named_parameters():
+                p.grad = 1e-3 * torch.from_numpy(gradient(name, p.detach().numpy(), t))
+            optimizer.step()
+        left = 6 - len(optimizer.drop().get("2", []))
+        assert left >= least
+        assert left in kept
 
 
 def test_a_unit_that_is_zero_when_it_is_chosen_stays_so() -> None:

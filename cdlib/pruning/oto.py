@@ -103,8 +103,9 @@ def dhspg(
     """Return an optimizer that pulls redundant units towards zero and projects them onto it (half-space steps).
 
     After `start` steps, the floor(target * n) units with the highest redundancy are chosen once. From then on each step
-    moves them by a further -lr * lambda * x / |x|. One that leaves the half-space of its old self, <x^, x> < epsilon
-    |x|^2, becomes zero. Those that are not zero after `steps` steps are set to zero then; `forced` says how many.
+    moves them by a further ``-lr * lambda * x / |x|``. One that leaves the half-space of its old self,
+    ``<x^, x> < epsilon * |x|^2``, becomes zero. Those that are not zero after `steps` steps are set to zero then;
+    `forced` says how many.
 
     Parameters
     ----------
@@ -114,10 +115,10 @@ def dhspg(
         Lambda; by default 1e-3, and 1e-2 over Adam and AdamW. Against a base that does not move a unit, the pull
         shortens it by lambda times the sum of the learning rates: if that is less than its length, it will be forced.
     amplify, coefficient : float, optional
-        For a unit that the base moves away from zero, <x, d> < 0, lambda is `amplify` times the least value that turns
-        it round, -<x, d> / |x|, but from lambda to `coefficient` times lambda; and where that would no longer
-        be a direction of descent, lambda >= -|d|^2 |x| / <x, d>, the mean of both bounds. By default 2 and 10, over
-        Adam and AdamW 20 and 1000.
+        For a unit that the base moves away from zero, ``<x, d> < 0``, lambda is `amplify` times the least value that
+        turns it round, ``-<x, d> / |x|``, but from lambda to `coefficient` times lambda; and where that would no
+        longer be a direction of descent, ``lambda >= -|d|^2 |x| / <x, d>``, the mean of both bounds. By default 2
+        and 10, over Adam and AdamW 20 and 1000.
     epsilon : float, default 0
         From 0 to below 1: larger values project sooner.
 

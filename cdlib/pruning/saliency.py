@@ -37,7 +37,7 @@ def scores(model: nn.Module, group: Group, by: str = "l2", *, seed: int = 0) -> 
         "l2": the Euclidean norm of the same elements.
         "bn": the absolute value of the unit's batch-norm scale, Liu et al. 2017 (arXiv:1708.06519); summed where
         several batch norms act on the unit.
-        "taylor": how much the loss would change, to first order, if the same elements were zero, |sum of w dL/dw|
+        "taylor": how much the loss would change, to first order, if the same elements were zero, ``|sum of w dL/dw|``
         (Molchanov et al. 2019, arXiv:1906.10771, equation 8, without the square). The network must hold gradients,
         as after ``loss.backward()`` or from `with_gradients`.
         "random": uniform in [0, 1).

@@ -45,7 +45,7 @@ class Part:
         return float(self.settings["lr"])
 
     def products(self, before: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Return |x|^2, |m|^2 and <x, m> of the slices x of an earlier value and their moves m since then: [n] each."""
+        """Return ``|x|^2``, ``|m|^2``, ``<x, m>`` of earlier slices x and their moves m since then: [n] each."""
         others = tuple(k for k in range(before.dim()) if k != self.dim)
         found = []
         for x, y in self._blocks(before):

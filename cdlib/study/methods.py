@@ -61,7 +61,7 @@ def prune_and_train(parameters: dict[str, Any], seed: int, workdir: Path) -> dic
     name = method.pop("name")
     if name not in METHODS:
         raise unknown("method", name, METHODS)
-    extra = METHODS[name](job, method)
+    extra = _RUNS[name](job, method)
     return {**job.measured(), **extra}
 
 
@@ -190,7 +190,7 @@ def _joint(function: Callable[..., Any]) -> Callable[[_Job, dict[str, Any]], dic
     return run
 
 
-METHODS: dict[str, Callable[[_Job, dict[str, Any]], dict[str, Any]]] = {
+_RUNS: dict[str, Callable[[_Job, dict[str, Any]], dict[str, Any]]] = {
     "dense": _dense,
     "complexity_driven": _widths(pruning.complexity_driven),
     "uniform_width": _widths(pruning.uniform_width),
@@ -200,4 +200,7 @@ METHODS: dict[str, Callable[[_Job, dict[str, Any]], dict[str, Any]]] = {
     "dhspg": _joint(pruning.dhspg),
     "hesso": _joint(pruning.hesso),
 }
-"""What each method does with a run; it returns what it adds to the metrics."""
+# What each method does with a run; it returns what it adds to the metrics.
+
+METHODS = tuple(_RUNS)
+"""The names of the methods."""

@@ -480,7 +480,7 @@ def test_results_are_listed(book: Path) -> None:
 
 
 def test_the_study_is_recorded_and_not_repeated(book: Path) -> None:
-    command = ("study", "vgg_mini", "--data", "digits", "--epochs", "1", "--only", "uniform_width")
+    command = ("study", "vgg_mini", "--data", "digits", "--epochs", "1", "--only", "random_draw")
     records = json.loads(printed(*command, "--json"))
     assert [r["parameters"]["method"]["mode"] for r in records] == ["PA", "FA", "MA"]
     for record, counted in zip(records, ("params", "macs", "peak_activation_bytes"), strict=True):

@@ -12,7 +12,7 @@ BIN     := $(ENV)/bin
 STAMP   := $(ENV)/.cdlib-installed
 
 # zoo.py is not among them: it takes more than an hour, see there
-BENCHMARKS = $(addprefix benchmarks/,capture.py data_loading.py import_time.py profilers.py)
+BENCHMARKS = $(addprefix benchmarks/,capture.py data_loading.py import_time.py joint.py profilers.py)
 
 export OMP_NUM_THREADS ?= 1
 export MKL_NUM_THREADS ?= 1

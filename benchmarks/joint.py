@@ -23,7 +23,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from cdlib import models
-from cdlib.instruments import _cpu_peak
+from cdlib.instruments import cpu_peak
 from cdlib.pruning import dhspg, hesso
 
 LONG = 10_000  # steps of a phase that does not end during the measurement
@@ -82,7 +82,7 @@ def rows(name: str, make: Callable[[nn.Module], torch.optim.Optimizer], argument
                 "of step": statistics.median(alone),
                 "of training step": statistics.median(whole),
                 "highest": max(whole),
-                "peak MB": _cpu_peak(optimizers[arm].step) / 1e6,
+                "peak MB": cpu_peak(optimizers[arm].step) / 1e6,
                 "state MB": kept(optimizers[arm]) / 1e6,
             }
         )

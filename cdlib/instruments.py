@@ -117,7 +117,7 @@ def allocator_peak(model: nn.Module, inputs: tuple[Tensor, ...]) -> int | None:
             torch.cuda.synchronize(device)
             return int(torch.cuda.max_memory_allocated(device) - before)
         if device.type == "cpu":
-            return _cpu_peak(lambda: model(*(value.clone() for value in inputs)))
+            return cpu_peak(lambda: model(*(value.clone() for value in inputs)))
     return None
 
 
@@ -190,7 +190,7 @@ def _forward(model: nn.Module, inputs: tuple[Tensor, ...]) -> Callable[[], None]
     return call
 
 
-def _cpu_peak(call: Callable[[], object]) -> int:
+def cpu_peak(call: Callable[[], object]) -> int:
     """Return the peak of the running total of the CPU allocator's events while `call` runs."""
     # Kineto prints internal notices on standard error unless told not to before its first use.
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")

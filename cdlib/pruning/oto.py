@@ -222,7 +222,6 @@ class DHSPG(GroupSparse):
         self.zero |= self.redundant & ((kept < self.epsilon * squared) | (norm == 0))
         if t == self.period - 1:
             self.forced = int((self.redundant & ~self.zero).sum())
-            self.zero |= self.redundant
         for part, x in zip(parts, before, strict=True):
             part.pull(x, part.lr * pull, ~self.zero)
 

@@ -86,20 +86,13 @@ def complexity_driven(
         If an option is out of range, nothing is prunable, or no widths reach the target (the error says what they
         reach); or as `cdlib.remove`.
     """
-    options = {"step": step, "min_width": min_width, "round_to": round_to, "stop_at": stop_at, "recompute": recompute}
-    return _method("complexity_driven", model, example_input, mode, target, seed, keep, batch_dim, **options)
+    limits: dict[str, Any] = {"step": step, "min_width": min_width, "round_to": round_to}
+    options: dict[str, Any] = {"stop_at": stop_at, "recompute": recompute, "keep": keep, "batch_dim": batch_dim}
+    return _method("complexity_driven", model, example_input, mode, target, seed, **limits, **options)
 
 
 def uniform_width(
-    model: nn.Module,
-    example_input: ExampleInput,
-    mode: str = "PA",
-    target: float = 0.5,
-    seed: int = 0,
-    *,
-    keep: Iterable[str] = (),
-    batch_dim: int | None = 0,
-    **options: Any,
+    model: nn.Module, example_input: ExampleInput, mode: str = "PA", target: float = 0.5, seed: int = 0, **options: Any
 ) -> nn.Module:
     """Return a network in which all groups lost the same share of their units: the plain way to make it smaller.
 
@@ -108,19 +101,11 @@ def uniform_width(
 
     Parameters, ``**options`` included, errors and result are those of `complexity_driven`.
     """
-    return _method("uniform_width", model, example_input, mode, target, seed, keep, batch_dim, **options)
+    return _method("uniform_width", model, example_input, mode, target, seed, **options)
 
 
 def random_draw(
-    model: nn.Module,
-    example_input: ExampleInput,
-    mode: str = "PA",
-    target: float = 0.5,
-    seed: int = 0,
-    *,
-    keep: Iterable[str] = (),
-    batch_dim: int | None = 0,
-    **options: Any,
+    model: nn.Module, example_input: ExampleInput, mode: str = "PA", target: float = 0.5, seed: int = 0, **options: Any
 ) -> nn.Module:
     """Return a network with widths drawn at random, all groups with the same probability.
 
@@ -128,7 +113,7 @@ def random_draw(
 
     Parameters, ``**options`` included, errors and result are those of `complexity_driven`.
     """
-    return _method("random_draw", model, example_input, mode, target, seed, keep, batch_dim, **options)
+    return _method("random_draw", model, example_input, mode, target, seed, **options)
 
 
 def plan(
@@ -182,15 +167,13 @@ def _method(
     method: str,
     model: nn.Module,
     example_input: ExampleInput,
-    mode: str,
-    target: float,
-    seed: int,
-    keep: Iterable[str],
-    batch_dim: int | None,
+    *what: Any,
+    keep: Iterable[str] = (),
+    batch_dim: int | None = 0,
     **options: Any,
 ) -> nn.Module:
     groups = find_groups(model, example_input, keep=keep, batch_dim=batch_dim)
-    return cut_by(plan(model, groups, method, mode, target, seed, **options), model, example_input, groups, batch_dim)
+    return cut_by(plan(model, groups, method, *what, **options), model, example_input, groups, batch_dim)
 
 
 class _ByComplexity:

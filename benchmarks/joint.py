@@ -49,9 +49,10 @@ def seconds(function: Callable[[], object]) -> float:
 
 def kept(optimizer: Any) -> int:
     """The bytes that the optimizer keeps beyond the base."""
-    parts = {id(p): p for name in ("_active", "_fixed") for p in getattr(optimizer, name, [])}
-    parts |= {id(p): p for p in (optimizer.units.parts if hasattr(optimizer, "units") else [])}
-    return sum(t.numel() * t.element_size() for p in parts.values() for t in (p.index, p.unit))
+    if not hasattr(optimizer, "units"):
+        return 0
+    held = [s.parts for s in (optimizer.units.all, optimizer._active, optimizer._fixed)]
+    return sum(2 * t.nbytes for parts in held for p in parts for t in (p.index, p.unit))  # by part, and in one row
 
 
 def rows(name: str, make: Callable[[nn.Module], torch.optim.Optimizer], arguments: Any) -> list[dict[str, Any]]:

@@ -16,7 +16,7 @@ from torch import Tensor
 from cdlib.errors import CdlibError
 from cdlib.pruning.planning import check_whole
 from cdlib.pruning.saliency import check_ratio
-from cdlib.pruning.segments import Part, Units
+from cdlib.pruning.segments import Segments, Units
 
 
 class GroupSparse(torch.optim.Optimizer):
@@ -66,8 +66,7 @@ class GroupSparse(torch.optim.Optimizer):
         self.step_count = 0
         self.redundant = torch.zeros_like(units.group, dtype=torch.bool)
         self.zero = self.redundant.clone()
-        self._active: list[Part] = []
-        self._fixed: list[Part] = []
+        self._settle()
 
     @property
     def sparsity(self) -> float:
@@ -87,21 +86,20 @@ class GroupSparse(torch.optim.Optimizer):
                 loss = closure()
         t = self.step_count - self.start
         choosing = 0 <= t < self.ends - self.start and t % self.period == 0
-        parts = self.units.parts if choosing else self._active
-        before = [part.parameter.detach().clone() for part in parts] if choosing or self._looks_back else []
+        slices = self.units.all if choosing else self._active
+        before = slices.values() if choosing or self._looks_back else []
         self.base.step()
         if choosing:
-            self._choose(t // self.period, before)
+            self.redundant |= self._redundant(t // self.period, *self._lengths(slices, slices.products(before)))
             self._settle()
-            used = {(id(part.parameter), part.dim) for part in self._active}
-            before = [x for part, x in zip(parts, before, strict=True) if (id(part.parameter), part.dim) in used]
-        if self._active:
+            used = {(id(part.parameter), part.dim) for part in self._active.parts}
+            before = [x for p, x in zip(slices.parts, before, strict=True) if (id(p.parameter), p.dim) in used]
+        if self._active.parts:
             self._move(t % self.period, before)
             if (t + 1) % self.period == 0:
                 self.zero |= self.redundant
                 self._settle()
-        for part in self._fixed:
-            part.scale(~self.zero)
+        self._fixed.scale(~self.zero)
         self.step_count += 1
         return loss
 
@@ -166,7 +164,7 @@ class GroupSparse(torch.optim.Optimizer):
         }
 
     def _settle(self) -> None:
-        """Sort the units' parts by what is done with them."""
+        """Sort the units' slices by what is done with them."""
         self._active = self.units.of(self.redundant & ~self.zero)
         self._fixed = self.units.of(self.zero)
 
@@ -183,25 +181,18 @@ class GroupSparse(torch.optim.Optimizer):
         chosen[torch.sort(scores.masked_fill(closed, math.inf), stable=True).indices[:count]] = True
         return chosen
 
-    def _choose(self, period: int, before: list[Tensor]) -> None:
-        """Make units redundant at the start of a period, from the values of all parts before the base's step."""
-        parts = self.units.parts
-        products = [part.products(x) for part, x in zip(parts, before, strict=True)]
-        squared, other, inner = self._sums(parts, products)
-        self.redundant |= self._redundant(period, squared.sqrt(), other.sqrt(), inner)
-
     def _redundant(self, period: int, x: Tensor, d: Tensor, xd: Tensor) -> Tensor:
         """The units that become redundant, from |x|, |d| and <x, d> of all units: bool [units]."""
         raise NotImplementedError
 
-    def _sums(self, parts: list[Part], products: list[tuple[Tensor, Tensor, Tensor]]) -> tuple[Tensor, Tensor, Tensor]:
-        """Return |x|^2, |d|^2 and <x, d> of each unit, [units], from what `Part.products` says of moves lr d."""
-        lr = [part.lr or 1.0 for part in parts]
-        return (
-            self.units.sum(parts, [xx for xx, _, _ in products]),
-            self.units.sum(parts, [mm / rate**2 for (_, mm, _), rate in zip(products, lr, strict=True)]),
-            self.units.sum(parts, [xm / rate for (_, _, xm), rate in zip(products, lr, strict=True)]),
-        )
+    @staticmethod
+    def _lengths(slices: Segments, products: tuple[Tensor, Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+        """Return |x|, |d| and <x, d> of each unit, [units], from `Segments.products` of moves lr d."""
+        xx, mm, xm = products
+        rate = slices.rates()
+        rate[rate == 0] = 1
+        squared, other, inner = slices.sum(torch.stack([xx, mm / rate.square(), xm / rate]))
+        return squared.sqrt(), other.sqrt(), inner
 
     def _move(self, t: int, before: list[Tensor]) -> None:
         """Move the active parts, in step t of the period."""

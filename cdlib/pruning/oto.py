@@ -156,8 +156,7 @@ class HESSO(GroupSparse):
     def _move(self, t: int, before: list[Tensor]) -> None:
         factors = torch.ones_like(self.redundant, dtype=torch.float64)
         factors[self.redundant & ~self.zero] = (self.period - t - 1) / (self.period - t)
-        for part in self._active:
-            part.scale(factors)
+        self._active.scale(factors)
 
 
 class DHSPG(GroupSparse):
@@ -212,24 +211,22 @@ class DHSPG(GroupSparse):
         return self._lowest(-redundancy, self.wanted)
 
     def _move(self, t: int, before: list[Tensor]) -> None:
-        units, parts = self.units, self._active
-        products = [part.products(x) for part, x in zip(parts, before, strict=True)]
-        squared, other, inner = self._sums(parts, products)
-        norm = squared.sqrt()
+        slices = self._active
+        xx, mm, xm = slices.products(before)
+        norm, other, inner = self._lengths(slices, (xx, mm, xm))
         pull = torch.where(self.redundant, self._lambda(norm, inner, other) / (norm + _TINY), 0.0)
-        lost = [xm + part.lr * pull[part.unit] * xx for part, (xx, _, xm) in zip(parts, products, strict=True)]
-        kept = squared - units.sum(parts, lost)  # <x^, x>
-        self.zero |= self.redundant & ((kept < self.epsilon * squared) | (norm == 0))
+        by = slices.rates() * slices.each(pull)
+        kept = slices.sum(xx - xm - by * xx)  # <x^, x>
+        self.zero |= self.redundant & ((kept < self.epsilon * norm.square()) | (norm == 0))
         if t == self.period - 1:
             self.forced = int((self.redundant & ~self.zero).sum())
-        for part, x in zip(parts, before, strict=True):
-            part.pull(x, part.lr * pull, ~self.zero)
+        slices.pull(before, by, ~self.zero)
 
-    def _lambda(self, norm: Tensor, inner: Tensor, squared: Tensor) -> Tensor:
-        """Lambda for each unit from |x|, <x, d> and |d|^2; what it is for units that are not redundant is unused."""
+    def _lambda(self, norm: Tensor, inner: Tensor, other: Tensor) -> Tensor:
+        """Lambda for each unit from |x|, <x, d> and |d|; what it is for units that are not redundant is unused."""
         away = inner < 0
         lower = torch.where(away, -inner / norm.clamp_min(_TINY), 0.0)
-        upper = torch.where(away, -squared * norm / inner.masked_fill(~away, -1.0), math.inf)
+        upper = torch.where(away, -other.square() * norm / inner.masked_fill(~away, -1.0), math.inf)
         raised = (self.amplify * lower).clamp(self.penalty, self.penalty * self.coefficient)
         raised = torch.where(raised >= upper, (upper + lower) / 2, raised)
         return torch.where(away, raised, self.penalty)

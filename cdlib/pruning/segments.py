@@ -1,17 +1,20 @@
 """The units of a network as segments of its parameters: what joint training and pruning reads and writes at each step.
 
-A unit's own slices (its PZIG) lie in several tensors. They are gathered, summed and written back for all units at once,
-a tensor at a time, so that the cost does not grow with the number of units.
+A unit's own slices (its PZIG) lie in several tensors. They are summed and spread for all units at once, as slices in
+one row, so that the cost does not grow with the number of units.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import reduce
+from itertools import accumulate
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.linalg import vector_norm as norm
 
 from cdlib.errors import CdlibError
 from cdlib.pruning.groups import Groups
@@ -39,56 +42,92 @@ class Part:
     unit: Tensor
     settings: dict[str, Any]
 
-    @property
-    def lr(self) -> float:
-        """The learning rate of the parameter."""
-        return float(self.settings["lr"])
+    def blocks(self, *others: Tensor) -> Iterator[tuple[Tensor, ...]]:
+        """The parameter and tensors of as many slices, in blocks that stay in a processor's cache."""
+        own = self.parameter.detach()
+        size = own.shape[self.dim]
+        rows = size if own.device.type != "cpu" else max(1, _BLOCK * size // own.numel())
+        return zip(*(t.split(rows, self.dim) for t in (own, *others)), strict=True)
 
-    def products(self, before: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Return ``|x|^2``, ``|m|^2``, ``<x, m>`` of earlier slices x and their moves m since then: [n] each."""
-        others = tuple(k for k in range(before.dim()) if k != self.dim)
+
+class Segments:
+    """Parts, and their slices in one row, part after part.
+
+    Parameters
+    ----------
+    parts : list of Part
+    count : int
+        The number of units of the network.
+    device : torch.device
+        Where the units' numbers are.
+
+    Attributes
+    ----------
+    parts : list of Part
+    """
+
+    def __init__(self, parts: list[Part], count: int, device: torch.device) -> None:
+        self.parts, self._count = parts, count
+        self._sizes = [part.parameter.shape[part.dim] for part in parts]
+        starts = [0, *accumulate(self._sizes)]
+        none = torch.zeros(0, dtype=torch.int64, device=device)
+        # Of the slices that belong to units: where they are in a row of all slices of the parameters, and their units.
+        self._place = torch.cat([none, *(part.index + start for part, start in zip(parts, starts, strict=False))])
+        self._unit = torch.cat([none, *(part.unit for part in parts)])
+        self._dtype = reduce(torch.promote_types, [part.parameter.dtype for part in parts] or [torch.float32])
+
+    def values(self) -> list[Tensor]:
+        """A copy of the parameter of each part."""
+        return [part.parameter.detach().clone() for part in self.parts]
+
+    def rates(self) -> Tensor:
+        """The learning rate of each slice, [slices]."""
+        rates = torch.tensor([float(part.settings["lr"]) for part in self.parts], dtype=self._dtype)
+        return rates.repeat_interleave(torch.tensor(self._sizes)).to(self._place.device)[self._place]
+
+    def products(self, before: list[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+        """Return ``|x|^2``, ``|m|^2``, ``<x, m>`` of earlier slices x and their moves m since then: [slices] each."""
         found = []
-        for x, y in self._blocks(before):
-            m = x - y
-            each = [x * x, m * m, x * m] if not others else [norm(x, others), norm(m, others), (x * m).sum(others)]
-            found.append(torch.stack(each))
-        xx, mm, xm = torch.cat(found, 1)[:, self.index]
-        return xx, mm, xm
+        for part, old in zip(self.parts, before, strict=True):
+            others = tuple(k for k in range(old.dim()) if k != part.dim)
+            for y, x in part.blocks(old):
+                m = x - y
+                xm = x * m
+                found.append((norm(x, dim=others), norm(m, dim=others), xm.sum(others)) if others else (x, m, xm))
+        lengths, moves, inner = (torch.cat(values)[self._place] for values in zip(*found, strict=True))
+        return lengths.square(), moves.square(), inner
 
-    def pull(self, before: Tensor, by: Tensor, factors: Tensor) -> None:
-        """Subtract multiples of an earlier value and then scale, by numbers of each unit, [units], in place."""
-        by, factors = (self.spread(by, 0.0), self.spread(factors, 1.0))
-        split = [t.split(self._rows(before), self.dim) for t in (by, factors)]
-        for (x, y), minus, times in zip(self._blocks(before), *split, strict=True):
-            y.addcmul_(x, minus, value=-1).mul_(times)
+    def sum(self, values: Tensor) -> Tensor:
+        """Add up numbers of the slices, [..., slices], by unit: [..., units], of units without a slice 0."""
+        return values.new_zeros(*values.shape[:-1], self._count).index_add_(-1, self._unit, values)
+
+    def each(self, values: Tensor) -> Tensor:
+        """Numbers of units, [units], for each of their slices: [slices]."""
+        return values[self._unit]
+
+    def pull(self, before: list[Tensor], by: Tensor, factors: Tensor) -> None:
+        """Subtract multiples of earlier values, by a number for each slice, and scale, by one for each unit."""
+        minus, times = self._spread(by, 0.0), self._spread(self.each(factors), 1.0)
+        for part, *given in zip(self.parts, before, minus, times, strict=True):
+            for y, x, less, factor in part.blocks(*given):
+                y.addcmul_(x, less, value=-1)
+                if factor.device.type != "cpu" or not factor.all():  # to ask costs less than a pass, but on a GPU
+                    y.mul_(factor)
 
     def scale(self, factors: Tensor) -> None:
         """Multiply the slices by a number for each unit, [units], in place.
 
         This is several times faster than to fill the slices of some units, even though it touches all of them.
         """
-        self.parameter.detach().mul_(self.spread(factors, 1.0))
+        for part, times in zip(self.parts, self._spread(self.each(factors), 1.0), strict=True):
+            part.parameter.detach().mul_(times)
 
-    def spread(self, values: Tensor, rest: float) -> Tensor:
-        """Numbers of units, [units], as a factor for the whole parameter; `rest` where it belongs to no unit here."""
-        size = self.parameter.shape[self.dim]
-        found = torch.full((size,), rest, dtype=self.parameter.dtype, device=values.device)
-        found[self.index] = values[self.unit].to(found.dtype)
-        return found.view([size if k == self.dim else 1 for k in range(self.parameter.dim())])
-
-    def _blocks(self, before: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-        """An earlier value and the present one, in blocks that stay in a processor's cache."""
-        size = self._rows(before)
-        return zip(before.split(size, self.dim), self.parameter.detach().split(size, self.dim), strict=True)
-
-    def _rows(self, tensor: Tensor) -> int:
-        rows = tensor.shape[self.dim]
-        return rows if tensor.device.type != "cpu" else max(1, _BLOCK * rows // tensor.numel())
-
-
-def norm(values: Tensor, dims: tuple[int, ...]) -> Tensor:
-    """The squared Euclidean norm over some dimensions."""
-    return torch.linalg.vector_norm(values, dim=dims).square()
+    def _spread(self, values: Tensor, rest: float) -> Iterator[Tensor]:
+        """Numbers of slices as a factor for each parameter; `rest` where it belongs to no unit here."""
+        row = torch.full((sum(self._sizes),), rest, dtype=self._dtype, device=values.device)
+        row.scatter_(0, self._place, values.to(self._dtype))
+        for part, found in zip(self.parts, row.split(self._sizes), strict=True):
+            yield found.view([-1 if k == part.dim else 1 for k in range(part.parameter.dim())])
 
 
 class Units:
@@ -107,7 +146,7 @@ class Units:
     ----------
     sizes : dict from str to int
         The groups and their numbers of units; the units of all groups are numbered one after the other.
-    parts : list of Part
+    all : Segments
         All their own slices.
     elements : Tensor, int64 [units]
         How many numbers each unit's slices hold.
@@ -124,30 +163,30 @@ class Units:
         held = dict(model.named_parameters())
         trained = {id(p): group for group in optimizer.param_groups for p in group["params"] if p.requires_grad}
         self.sizes: dict[str, int] = {}
-        self.parts: list[Part] = []
+        parts: list[Part] = []
         for group in groups.prunable:
             if group.zero_invariant and group.own and all(id(held.get(name)) in trained for name, _ in group.own):
                 first = self.count
                 for name, dim in group.own:
                     unit, index = (torch.from_numpy(a).to(held[name].device) for a in group.places[name, dim])
-                    self.parts.append(Part(held[name], dim, index, unit + first, trained[id(held[name])]))
+                    parts.append(Part(held[name], dim, index, unit + first, trained[id(held[name])]))
                 self.sizes[group.name] = group.size
         if not self.sizes:
             raise CdlibError(
                 f"{groups!r}, but none is zero-invariant with all its parameters trained by this optimizer: there is "
                 "nothing that it could remove. print(find_groups(...)) says why."
             )
-        device = self.parts[0].parameter.device
+        device = parts[0].parameter.device
         counts = torch.tensor(list(self.sizes.values()), device=device)
         self.group = torch.repeat_interleave(torch.arange(len(counts), device=device), counts)
-        self.elements = self.sum(
-            self.parts, [torch.full_like(p.unit, p.parameter.numel() // p.parameter.shape[p.dim]) for p in self.parts]
-        )
+        self.all = Segments(parts, self.count, device)
+        numbers = [torch.full_like(p.unit, p.parameter.numel() // p.parameter.shape[p.dim]) for p in parts]
+        self.elements = self.all.sum(torch.cat(numbers))
 
     def regroup(self, optimizer: torch.optim.Optimizer) -> None:
         """Take over the optimizer's parameter groups, which loading a state replaces."""
         trained = {id(p): group for group in optimizer.param_groups for p in group["params"]}
-        for part in self.parts:
+        for part in self.all.parts:
             part.settings = trained[id(part.parameter)]
 
     @property
@@ -155,23 +194,19 @@ class Units:
         """The number of units."""
         return sum(self.sizes.values())
 
-    def of(self, units: Tensor) -> list[Part]:
-        """The parts of some of the units, given as bool [units]; what belongs to none of them is left out."""
+    def of(self, units: Tensor) -> Segments:
+        """The slices of some of the units, given as bool [units]."""
         found = []
-        for part in self.parts:
+        for part in self.all.parts:
             chosen = units[part.unit]
             if bool(chosen.any()):
                 found.append(Part(part.parameter, part.dim, part.index[chosen], part.unit[chosen], part.settings))
-        return found
+        return Segments(found, self.count, self.group.device)
 
-    def sum(self, parts: Sequence[Part], values: Iterable[Tensor]) -> Tensor:
-        """Add up numbers of slices, [n] for each part, by unit: [units], of units without a part 0."""
-        total: Tensor | None = None
-        for part, value in zip(parts, values, strict=True):
-            total = value.new_zeros(self.count) if total is None else total
-            total.index_add_(0, part.unit, value)
-        assert total is not None
-        return total
+    def lengths(self) -> Tensor:
+        """The Euclidean norm of each unit, [units]."""
+        squares, _, _ = self.all.products([part.parameter.detach() for part in self.all.parts])
+        return self.all.sum(squares).sqrt()
 
     def named(self, units: Tensor) -> dict[str, list[int]]:
         """Some units, given as bool [units], by group: for `cdlib.remove`."""

@@ -34,7 +34,9 @@ def prune_and_train(parameters: dict[str, Any], seed: int, workdir: Path) -> dic
     parameters : dict
         `data`, `model`, `options`, `recipe`, `runs`: as for `cdlib.study.baseline.train_and_compress`. `method`: a
         dict with the `name`, one of `METHODS`, the options of that function, and for those that start from a trained
-        network `fine_tune`, the fields of the recipe that differ in the training that follows.
+        network `fine_tune`, the fields of the recipe that differ in the training that follows. Those that train once
+        take ``budget="dense"``: not the epochs of the recipe ("Scratch-E"), but as many as cost the dense network's
+        MACs in its epochs ("Scratch-B", Liu et al. 2019, arXiv:1810.05270).
     seed : int
         Of training and drawing. The initial weights come from torch's global generator, which `cdlib.study.run.run`
         seeds, so that runs of one seed start from the same weights.
@@ -99,6 +101,11 @@ class _Job:
         """The recipe of training that follows."""
         return replace(self.recipe, **fields)
 
+    def scaled(self) -> Recipe:
+        """The recipe with so many epochs that the small network's training takes as many MACs as the dense one's."""
+        ratio = profile(self.dense, self.example).macs / profile(self.model, self.example).macs
+        return replace(self.recipe, epochs=round(self.recipe.epochs * ratio))
+
     def accuracy(self, model: nn.Module) -> float:
         """On the test split."""
         return train.evaluate(model, self.dataset.test).accuracy
@@ -133,8 +140,11 @@ def _dense(job: _Job, method: dict[str, Any]) -> dict[str, Any]:
 
 def _widths(function: Callable[..., nn.Module]) -> Callable[[_Job, dict[str, Any]], dict[str, Any]]:
     def run(job: _Job, method: dict[str, Any]) -> dict[str, Any]:
+        budget = method.pop("budget", None)
+        if budget not in (None, "dense"):
+            raise unknown("budget", budget, ["dense"])
         job.model = function(job.dense, job.example, seed=job.seed, **method)
-        job.fit(job.model, job.recipe)
+        job.fit(job.model, job.scaled() if budget else job.recipe)
         return {}
 
     return run

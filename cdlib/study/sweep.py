@@ -11,6 +11,8 @@ from typing import Any
 
 from cdlib.data import load
 from cdlib.errors import CdlibError, unknown
+from cdlib.pruning.meter import RESOURCES
+from cdlib.pruning.widths import MODES
 from cdlib.study import store
 from cdlib.study.methods import METHODS, prune_and_train
 from cdlib.study.run import run
@@ -25,7 +27,6 @@ RECIPES: dict[str, dict[str, Any]] = {
 }
 """The networks of the sweep, and how they are trained."""
 
-MODES = ("PA", "FA", "MA")
 SHARES = (0.5, 0.7, 0.8, 0.9, 0.95)
 """Of the weights that unstructured pruning masks."""
 
@@ -114,6 +115,10 @@ def _methods(epochs: int, lr: float) -> list[dict[str, Any]]:
     def driven(target: float, name: str = "complexity_driven") -> list[dict[str, Any]]:
         return [{"name": name, "mode": mode, "target": target} for mode in MODES]
 
+    def ranked(resource: str, **changed: Any) -> dict[str, Any]:
+        tuning = {**further, **changed}
+        return {"name": "ranking", "target": 0.5, "by": "l2", "resource": resource, "fine_tune": tuning}
+
     def joint(target: float) -> list[dict[str, Any]]:
         """The methods, and the uniform width of about as many parameters: (1 - s)^2 are left without s of all units."""
         return [
@@ -129,7 +134,7 @@ def _methods(epochs: int, lr: float) -> list[dict[str, Any]]:
         *driven(0.5),
         evenly[0],
         at_random[0],
-        {"name": "ranking", "target": 0.5, "by": "l2", "resource": "params", "fine_tune": further},
+        ranked("params"),
         *joint(0.5),
         {"name": "dense", "fine_tune": further},
         *joint(0.7),
@@ -142,4 +147,14 @@ def _methods(epochs: int, lr: float) -> list[dict[str, Any]]:
         *evenly[1:],
         *at_random[1:],
         *driven(0.3),
+        *[
+            {"name": "complexity_driven", "mode": mode, "target": 0.5, "stop_at": resource}
+            for resource in RESOURCES
+            for mode, own in MODES.items()
+            if own != resource
+        ],
+        *[ranked(resource) for resource in RESOURCES[1:]],
+        ranked("params", lr=lr),
+        {**driven(0.5)[0], "budget": "dense"},
+        {**joint(0.5)[-1], "budget": "dense"},
     ]

@@ -441,6 +441,23 @@ def test_groups_that_the_base_does_not_train_are_left_out() -> None:
 
 
 @pytest.mark.parametrize("method", METHODS)
+def test_norms_in_higher_precision_than_the_rest(method: str) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 4, 3)).bfloat16()
+    model[1].float()
+    x = torch.randn(4, 3, 8, 8, dtype=torch.bfloat16)
+    optimizer = METHODS[method](model, x[:1], torch.optim.SGD(model.parameters(), lr=0.01), 0.5, steps=3)
+    for _ in range(4):
+        optimizer.zero_grad()
+        model(x).float().square().mean().backward()
+        optimizer.step()
+    assert optimizer.sparsity == 0.5
+    assert [p.dtype for p in model[:2].parameters()] == [torch.bfloat16, torch.bfloat16, torch.float32, torch.float32]
+    cut = cdlib.remove(model, x[:1], optimizer.drop())
+    assert torch.equal(cut.eval()(x), model.eval()(x))
+
+
+@pytest.mark.parametrize("method", METHODS)
 def test_a_state_of_another_network_or_with_other_options_is_refused(method: str) -> None:
     make_it = METHODS[method]
     state = copy.deepcopy(make(make_it).state_dict())

@@ -11,7 +11,7 @@ import torch
 from cdlib import data, models, pruning, train
 from cdlib.complexity import profile
 from cdlib.errors import CdlibError
-from cdlib.study import methods, sweep
+from cdlib.study import methods, store, sweep
 from cdlib.study.methods import METHODS, prune_and_train
 from cdlib.study.run import run
 
@@ -81,6 +81,14 @@ def test_the_record_is_of_the_network_a_reader_would_get(tmp_path: Path) -> None
     assert found["accuracy"] == train.evaluate(small, dataset.test).accuracy
 
 
+def test_a_budget_of_the_dense_network_is_spent_in_more_epochs(tmp_path: Path) -> None:
+    plan = parameters("uniform_width", budget="dense", target=0.6)
+    found = run("pruning", prune_and_train, plan, record_in=tmp_path)["metrics"]
+    epochs = round(2 * dense_macs() / found["macs"])
+    assert epochs > 3
+    assert found["train_macs"] == 3 * found["macs"] * epochs * STEPS * 256
+
+
 def test_the_dense_network_is_trained_once_for_all_that_start_from_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -117,6 +125,13 @@ def test_the_sweep_has_the_methods_at_all_their_targets() -> None:
     assert {t for n, _, t in found if n in ("hesso", "dhspg")} == {0.5, 0.7}
     assert sum(n == "unstructured" for n, _, _ in found) == 10
     assert {n for n, _, _ in found} == set(METHODS)
+    for resource in ("params", "macs", "activation_bytes"):  # all modes, and a ranked network, at each
+        own = {"PA": "params", "FA": "macs", "MA": "activation_bytes"}
+        given = [p["method"] for p in plans if p["method"].get("target") == 0.5 and "budget" not in p["method"]]
+        at = [m for m in given if m.get("stop_at", own.get(m.get("mode"), m.get("resource"))) == resource]
+        assert {m["mode"] for m in at if m["name"] == "complexity_driven"} == {"PA", "FA", "MA"}
+        assert {m["name"] for m in at} >= {"uniform_width", "random_draw", "ranking"}
+    assert len({store.key("pruning", p, 0) for p in plans}) == len(plans)
 
 
 @pytest.mark.parametrize(
@@ -126,6 +141,7 @@ def test_the_sweep_has_the_methods_at_all_their_targets() -> None:
         (lambda: sweep.sweep("vgg_mini", [0], only=["hess"], data="digits"), "did you mean 'hesso'"),
         (lambda: sweep.sweep("vgg_mini", [], data="digits"), "at least one seed"),
         (lambda: prune_and_train(parameters("x"), 0, Path()), "method 'x'"),
+        (lambda: prune_and_train(parameters("random_draw", budget="all"), 0, Path()), "budget 'all'"),
     ],
 )
 def test_bad_input(call: Any, message: str) -> None:

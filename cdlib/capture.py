@@ -79,6 +79,8 @@ def one_sample(example_input: ExampleInput, batch_dim: int | None) -> tuple[Any,
         raise CdlibError(
             f"example_input is {type(example_input).__name__!r}; pass a tensor, or a tuple of the network's arguments."
         )
+    if batch_dim is not None and type(batch_dim) is not int:
+        raise CdlibError(f"batch_dim={batch_dim!r}: give the number of a dimension of the input, or None.")
     first = tensors(args)[0]
     if batch_dim is None or first.dim() == 0:
         return tuple(args)

@@ -42,11 +42,15 @@ class Run:
         accelerator: Accelerator,
         path: Path | None,
         wrap: Callable[[torch.optim.Optimizer], torch.optim.Optimizer] | None = None,
+        after_step: Callable[[int], None] | None = None,
     ) -> None:
         self.recipe, self.seed, self.accelerator, self.path = recipe, seed, accelerator, path
         self.rank, self.world = accelerator.process_index, accelerator.num_processes
         self.device = accelerator.device
         _check(dataset, recipe, seed, self.world)
+        for name, value in {"optimizer": wrap, "after_step": after_step}.items():
+            if value is not None and not callable(value):
+                raise CdlibError(f"{name}={value!r} cannot be called: give a function, see cdlib.train.fit.")
         layout = torch.channels_last if recipe.channels_last else torch.contiguous_format
         self.model = model.to(self.device).to(memory_format=layout)
         self.data, self.validation = dataset.train.to(self.device), dataset.validation.to(self.device)
@@ -60,15 +64,20 @@ class Run:
             )
         self.optimizer = optimizer(recipe, model.parameters())
         if wrap:
-            self.optimizer = wrap(self.optimizer)
-            _check_length(self.optimizer, recipe, self.steps)
+            self.optimizer = _wrapped(wrap, self.optimizer, recipe)
+        ends = {self.optimizer: getattr(self.optimizer, "ends", 0), after_step: getattr(after_step, "end", 0)}
+        for what, end in ends.items():
+            _check_length(type(what).__name__, end, recipe, self.steps)
         net = accelerator.prepare_model(model) if self.world > 1 else model
         self.net: Any = torch.compile(net) if recipe.compile else net
-        self.identity = checkpoints.identity(model, dataset, recipe, seed) if path else {}
-        floats = {name: t for name, t in checkpoints.tensors(model).items() if t.is_floating_point()}
+        kind = type(self.optimizer).__name__ if wrap else None
+        self.identity = {**checkpoints.identity(model, dataset, recipe, seed), "optimizer": kind} if path else {}
+        held = checkpoints.tensors(model)
+        masks = {f"{name.removesuffix('_orig')}_mask" for name in held if name.endswith("_orig")}  # 0 or 1: no average
+        floats = {name: t for name, t in held.items() if t.is_floating_point() and name not in masks}
         self.average = {name: t.clone() for name, t in floats.items()} if recipe.ema else {}
         self.history: list[dict[str, float]] = []
-        self.after_step: Callable[[int], None] | None = None
+        self.after_step = after_step
 
     def train(self, progress: bool) -> None:
         """Train from the checkpoint, or the start, to the end, and put the averaged weights into the model."""
@@ -237,13 +246,25 @@ def _check(dataset: Dataset, recipe: Recipe, seed: int, world: int) -> None:
         raise CdlibError(f"seed must be a whole number from 0, not {seed!r}.")
 
 
-def _check_length(optimizer: torch.optim.Optimizer, recipe: Recipe, steps: int) -> None:
-    """Raise if an optimizer that says when it is done is not done when training ends, or its zeros would be lost."""
-    ends = getattr(optimizer, "ends", 0)
+def _wrapped(
+    wrap: Callable[[torch.optim.Optimizer], torch.optim.Optimizer], base: torch.optim.Optimizer, recipe: Recipe
+) -> torch.optim.Optimizer:
+    """Return what `wrap` makes of an optimizer; raise if it trains something else, or zeroes what is averaged."""
+    made: Any = wrap(base)
+    sets = [{id(p) for g in getattr(o, "param_groups", ()) for p in g["params"]} for o in (base, made)]
+    if not isinstance(made, torch.optim.Optimizer) or sets[0] != sets[1]:
+        raise CdlibError(
+            f"optimizer returned {type(made).__name__}: return an optimizer over the parameters of the one it gets."
+        )
+    if getattr(made, "ends", 0) and recipe.ema:
+        raise CdlibError(f"ema={recipe.ema} averages weights that {type(made).__name__} sets to zero: give ema=0.")
+    return made
+
+
+def _check_length(name: str, ends: int, recipe: Recipe, steps: int) -> None:
+    """Raise if what says at which step it is done is not done when training ends."""
     if ends > recipe.epochs * steps:
         raise CdlibError(
-            f"{type(optimizer).__name__} is done after {ends} steps, but {recipe.epochs} epochs are only "
+            f"{name} is done after {ends} steps, but {recipe.epochs} epochs are only "
             f"{recipe.epochs * steps}: give fewer steps, or train for {math.ceil(ends / steps)} epochs."
         )
-    if ends and recipe.ema:
-        raise CdlibError(f"ema={recipe.ema} averages weights that {type(optimizer).__name__} sets to zero: give ema=0.")

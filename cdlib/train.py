@@ -79,7 +79,8 @@ def fit(
         Show a progress bar on standard error.
     after_step : callable, optional
         Called with the number of steps done after every step of the optimizer, for example a
-        `cdlib.pruning.masks.Gradual`. What it remembers is in no checkpoint: it must follow from step and model.
+        `cdlib.pruning.masks.Gradual`. What it remembers is in no checkpoint: it must follow from step and model. If it
+        has an `end`, that must be a step of the training.
     optimizer : callable, optional
         Called with the recipe's optimizer, over the parameters where they are trained; returns the one to train with,
         for example `cdlib.pruning.hesso` over it. Leave `ema` at 0 then: an average of weights is not zero where they
@@ -92,7 +93,8 @@ def fit(
     Raises
     ------
     CdlibError
-        If the model does not fit the data or the batch does not fit the split; if the loss stops being finite (the
+        If the model does not fit the data or the batch does not fit the split; if pruning would not be done when
+        training ends; if `optimizer` returns none over these parameters; if the loss stops being finite (the
         checkpoint of the last whole epoch stays); if the checkpoint is damaged, of another run or cannot be written.
 
     Notes
@@ -113,8 +115,8 @@ def fit(
     home = device_of(model)
     with _reproducible(accelerator.device):
         try:
-            run = Run(model, dataset, recipe, seed, accelerator, Path(checkpoint) if checkpoint else None, optimizer)
-            run.after_step = after_step
+            path = Path(checkpoint) if checkpoint else None
+            run = Run(model, dataset, recipe, seed, accelerator, path, optimizer, after_step)
             run.train(progress)
         finally:
             model.zero_grad(set_to_none=True)

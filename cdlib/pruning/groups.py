@@ -248,8 +248,8 @@ def find_groups(
 
 def _kept(model: nn.Module, keep: Iterable[str]) -> dict[str, str]:
     """The tensors of which nothing may be removed, to the name that the user gave."""
-    if isinstance(keep, str):
-        raise CdlibError(f"keep={keep!r} is a single text: give a list of names, [{keep!r}].")
+    if isinstance(keep, str) or not isinstance(keep, Iterable):
+        raise CdlibError(f"keep={keep!r}: give a list of names, for example [{str(keep)!r}], or ().")
     tensors = [name for name, _ in (*model.named_parameters(), *model.named_buffers())]
     modules = [name for name, _ in model.named_modules() if name]
     found: dict[str, str] = {}

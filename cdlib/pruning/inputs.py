@@ -19,11 +19,13 @@ def check(model: Any, example_input: Any) -> None:
     ------
     CdlibError
         For what is no network, a compiled, scripted, exported, quantised or uninitialised one, one whose parameters
-        share memory without being the same, and for an input on another device.
+        share memory without being the same, inside torch.inference_mode, and for an input on another device.
     """
     if not isinstance(model, nn.Module):
         raise CdlibError(f"model is {type(model).__name__!r}, not a torch.nn.Module; pass the network itself.")
     name = type(model).__name__
+    if torch.is_inference_mode_enabled():
+        raise CdlibError(f"{name} cannot be captured inside torch.inference_mode(): leave it, or use torch.no_grad().")
     if hasattr(model, "_orig_mod") or any(m._compiled_call_impl is not None for m in model.modules()):
         raise CdlibError(
             f"{name} is compiled: pass the network as it was before torch.compile, and compile the result."

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from textwrap import shorten
 from typing import Any
 
 import torch
@@ -92,8 +93,7 @@ class GroupSparse(torch.optim.Optimizer):
         if choosing:
             self.redundant |= self._redundant(t // self.period, *self._lengths(slices, slices.products(before)))
             self._settle()
-            used = {(id(part.parameter), part.dim) for part in self._active.parts}
-            before = [x for p, x in zip(slices.parts, before, strict=True) if (id(p.parameter), p.dim) in used]
+            before = [before[part.number] for part in self._active.parts]
         if self._active.parts:
             self._move(t % self.period, before)
             if (t + 1) % self.period == 0:
@@ -116,8 +116,7 @@ class GroupSparse(torch.optim.Optimizer):
     def state_dict(self) -> dict[str, Any]:
         """The state of the base and of the units; tensors are not copied."""
         own = {
-            "units": dict(self.units.sizes),
-            "options": self._options(),
+            **self._identity(),
             "step_count": self.step_count,
             "redundant": self.redundant,
             "zero": self.zero,
@@ -134,21 +133,32 @@ class GroupSparse(torch.optim.Optimizer):
         """
         rest = dict(state_dict)
         own = rest.pop("group_sparse", None)
-        mine = {"units": self.units.sizes, "options": self._options()}
-        for what, value in mine.items():
-            if own is None or own[what] != value:
-                found = "none" if own is None else own[what]
+        state = own if isinstance(own, dict) else {}
+        for what, value in self._identity().items():
+            if state.get(what) != value:
+                theirs, mine = (shorten(str(v), 150, placeholder=" ...") for v in (state.get(what), value))
                 raise CdlibError(
-                    f"this state is not of this {type(self).__name__}: its {what} are {found}, not {value}; "
+                    f"this state is not of this {type(self).__name__}: {what} of it: {theirs}, of this: {mine}; "
                     "make the optimizer as it was made, for the same network, or train from the start."
                 )
-        self.base.load_state_dict(rest)
+        try:
+            marks = torch.stack([state[name] for name in ("redundant", "zero")])
+            marks, step_count = marks.to(self.zero).view(2, *self.zero.shape), int(state["step_count"])
+            self.base.load_state_dict(rest)
+        except (KeyError, TypeError, ValueError, RuntimeError) as error:
+            raise CdlibError(
+                f"this state of {type(self).__name__} is damaged ({error}): take another, or train from the start."
+            ) from error
         self.param_groups, self.state = self.base.param_groups, self.base.state
         self.units.regroup(self.base)
-        self.step_count = own["step_count"]
-        for name in ("redundant", "zero"):
-            getattr(self, name).copy_(own[name])
+        self.step_count = step_count
+        self.redundant.copy_(marks[0])
+        self.zero.copy_(marks[1])
         self._settle()
+
+    def __getstate__(self) -> dict[str, Any]:
+        """All there is, but what schedulers put over `step`: for copies together with the network."""
+        return {name: value for name, value in self.__dict__.items() if name != "step"}
 
     _looks_back = False
     """Whether moving needs the values from before the base's step."""
@@ -163,6 +173,12 @@ class GroupSparse(torch.optim.Optimizer):
             "min_width": self.min_width,
         }
 
+    def _identity(self) -> dict[str, Any]:
+        """What a state must agree in."""
+        shapes = [[list(p.shape) for p in group["params"]] for group in self.param_groups]
+        base = {"base": type(self.base).__name__, "shapes": shapes}
+        return {"units": dict(self.units.sizes), "options": self._options(), **base}
+
     def _settle(self) -> None:
         """Sort the units' slices by what is done with them."""
         self._active = self.units.of(self.redundant & ~self.zero)
@@ -170,6 +186,11 @@ class GroupSparse(torch.optim.Optimizer):
 
     def _lowest(self, scores: Tensor, count: int) -> Tensor:
         """The `count` units with the lowest scores that are not redundant, but the last of no group: bool [units]."""
+        if not bool(scores.isfinite().all()):
+            raise CdlibError(
+                f"in step {self.step_count + 1} weights or their moves are no finite numbers, so no units can be "
+                "chosen: lower the learning rate."
+            )
         free = scores.masked_fill(self.redundant, -math.inf)
         order = torch.sort(free, descending=True, stable=True).indices
         order = order[torch.sort(self.units.group[order], stable=True).indices]  # each group from its best downwards

@@ -138,6 +138,8 @@ def dhspg(
     for name, value in rule.items():
         if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
             raise CdlibError(f"{name}={value!r}: give a positive number.")
+    if rule["coefficient"] < 1:
+        raise CdlibError(f"coefficient={rule['coefficient']!r}: give a number from 1.")
     check_ratio(epsilon, "epsilon")
     groups = find_groups(model, example_input, keep=keep, batch_dim=batch_dim)
     return DHSPG(Units(model, groups, base), base, target, start, steps, min_width, epsilon=epsilon, **rule)
@@ -154,7 +156,7 @@ class HESSO(GroupSparse):
         return self._lowest(sum(c / (c.norm() + _TINY) / len(criteria) for c in criteria), count)
 
     def _move(self, t: int, before: list[Tensor]) -> None:
-        factors = torch.ones_like(self.redundant, dtype=torch.float64)
+        factors = torch.ones_like(self.redundant, dtype=self.units.all.wide)
         factors[self.redundant & ~self.zero] = (self.period - t - 1) / (self.period - t)
         self._active.scale(factors)
 

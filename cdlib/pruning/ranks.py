@@ -7,7 +7,7 @@ al. 2017, arXiv:1708.06519; Molchanov et al. 2019, arXiv:1906.10771). Training i
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 
 import torch
 from torch import nn
@@ -86,13 +86,15 @@ def ranking(
         raise unknown("saliency", by, MEASURES)
     if scope not in SCOPES:
         raise unknown("scope", scope, SCOPES)
-    if (by == "taylor") != (data is not None):
-        what = "needs data: give a Split of images and labels" if data is None else "needs no data: leave it out"
+    if (by == "taylor") != isinstance(data, Split) or (data is not None and by != "taylor"):
+        what = "needs data: give a Split of images and labels" if by == "taylor" else "needs no data: leave it out"
         raise CdlibError(f"by={by!r} {what}.")
     check_ratio(target, "target")
+    if between is not None and not callable(between):
+        raise CdlibError(f"between={between!r} cannot be called: give a function of a network.")
     check_whole("rounds", rounds, 1)
     check_whole("seed", seed, 0)
-    limits, keep = Limits(1, min_width, round_to), keep if isinstance(keep, str) else list(keep)
+    limits, keep = Limits(1, min_width, round_to), list(keep) if isinstance(keep, Iterator) else keep
     total: int | None = None
     for done in range(1, rounds + 1):
         groups = find_groups(model, example_input, keep=keep, batch_dim=batch_dim)

@@ -32,8 +32,9 @@ def scores(model: nn.Module, group: Group, by: str = "l2", *, seed: int = 0) -> 
     group : Group
         One of ``cdlib.find_groups(model, ...)``.
     by : str, default "l2"
-        "l1": the sum of absolute values of all elements of the unit's own slices. For a convolution alone this is the
-        measure of Li et al. 2017 (arXiv:1608.08710, section 3.1); here biases, scales and shifts count too.
+        "l1": the sum of absolute values of all elements of the unit's own slices; masked ones count as zero. For a
+        convolution alone this is the measure of Li et al. 2017 (arXiv:1608.08710, section 3.1); here biases, scales
+        and shifts count too.
         "l2": the Euclidean norm of the same elements.
         "bn": the absolute value of the unit's batch-norm scale, Liu et al. 2017 (arXiv:1708.06519); summed where
         several batch norms act on the unit.
@@ -214,13 +215,20 @@ def _summed(
 def _parts(
     model: nn.Module, group: Group, keys: Iterable[tuple[str, int]], function: Callable[[Tensor], Tensor]
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """For each tensor and dimension: the unit of every index that has one, and the sum over that index's slice."""
+    """For each tensor and dimension: the unit of every index that has one, and the sum over that index's slice.
+
+    What is masked (by torch.nn.utils.prune) counts as zero, and the masks themselves do not count.
+    """
     held = tensors_of(model)
+    masked = {name: f"{name.removesuffix('_orig')}_mask" for name in held if name.endswith("_orig")}
     for name, dim in keys:
+        if name in masked.values():
+            continue
         of_unit, index = group.places[name, dim]
         tensor = held.get(name)
         if tensor is None or tensor.dim() <= dim or tensor.shape[dim] <= index.max():
             raise CdlibError(f"group {group.name!r} is of another network: this one has no such {name!r}.")
-        per_index = function(tensor).movedim(dim, 0).reshape(tensor.shape[dim], -1).sum(1)
+        found = function(tensor) * held[masked[name]] if name in masked else function(tensor)
+        per_index = found.movedim(dim, 0).reshape(tensor.shape[dim], -1).sum(1)
         units, at = (torch.from_numpy(array).to(tensor.device) for array in (of_unit, index))
         yield units, per_index[at]

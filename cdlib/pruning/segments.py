@@ -7,7 +7,7 @@ one row, so that the cost does not grow with the number of units.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import reduce
 from itertools import accumulate
 from typing import Any
@@ -34,6 +34,8 @@ class Part:
         Where the slices are along the dimension, and the numbers of their units.
     settings : dict
         The parameter group of the optimizer, which holds the learning rate.
+    number : int
+        Of the part among all those of the network.
     """
 
     parameter: nn.Parameter
@@ -41,6 +43,7 @@ class Part:
     index: Tensor
     unit: Tensor
     settings: dict[str, Any]
+    number: int
 
     def blocks(self, *others: Tensor) -> Iterator[tuple[Tensor, ...]]:
         """The parameter and tensors of as many slices, in blocks that stay in a processor's cache."""
@@ -64,17 +67,20 @@ class Segments:
     Attributes
     ----------
     parts : list of Part
+    wide : torch.dtype
+        Of numbers of slices and units: float64, where the device has it.
     """
 
     def __init__(self, parts: list[Part], count: int, device: torch.device) -> None:
         self.parts, self._count = parts, count
+        self.wide = torch.float32 if device.type == "mps" else torch.float64
         self._sizes = [part.parameter.shape[part.dim] for part in parts]
         starts = [0, *accumulate(self._sizes)]
         none = torch.zeros(0, dtype=torch.int64, device=device)
         # Of the slices that belong to units: where they are in a row of all slices of the parameters, and their units.
         self._place = torch.cat([none, *(part.index + start for part, start in zip(parts, starts, strict=False))])
         self._unit = torch.cat([none, *(part.unit for part in parts)])
-        self._dtype = reduce(torch.promote_types, [part.parameter.dtype for part in parts] or [torch.float32])
+        self._dtype = reduce(torch.promote_types, [part.parameter.dtype for part in parts], torch.float32)
 
     def values(self) -> list[Tensor]:
         """A copy of the parameter of each part."""
@@ -82,7 +88,7 @@ class Segments:
 
     def rates(self) -> Tensor:
         """The learning rate of each slice, [slices]."""
-        rates = torch.tensor([float(part.settings["lr"]) for part in self.parts], dtype=self._dtype)
+        rates = torch.tensor([float(part.settings["lr"]) for part in self.parts], dtype=self.wide)
         return rates.repeat_interleave(torch.tensor(self._sizes)).to(self._place.device)[self._place]
 
     def products(self, before: list[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
@@ -90,11 +96,11 @@ class Segments:
         found = []
         for part, old in zip(self.parts, before, strict=True):
             others = tuple(k for k in range(old.dim()) if k != part.dim)
-            for y, x in part.blocks(old):
+            for y, x in ((t.to(self._dtype) for t in block) for block in part.blocks(old)):
                 m = x - y
                 xm = x * m
                 found.append((norm(x, dim=others), norm(m, dim=others), xm.sum(others)) if others else (x, m, xm))
-        lengths, moves, inner = (torch.cat(values)[self._place] for values in zip(*found, strict=True))
+        lengths, moves, inner = (torch.cat(values)[self._place].to(self.wide) for values in zip(*found, strict=True))
         return lengths.square(), moves.square(), inner
 
     def sum(self, values: Tensor) -> Tensor:
@@ -156,10 +162,11 @@ class Units:
     Raises
     ------
     CdlibError
-        If there is no such group.
+        If there is no such group, or the optimizer is none that can be built on.
     """
 
     def __init__(self, model: nn.Module, groups: Groups, optimizer: torch.optim.Optimizer) -> None:
+        _check_base(optimizer)
         held = dict(model.named_parameters())
         trained = {id(p): group for group in optimizer.param_groups for p in group["params"] if p.requires_grad}
         self.sizes: dict[str, int] = {}
@@ -169,12 +176,14 @@ class Units:
                 first = self.count
                 for name, dim in group.own:
                     unit, index = (torch.from_numpy(a).to(held[name].device) for a in group.places[name, dim])
-                    parts.append(Part(held[name], dim, index, unit + first, trained[id(held[name])]))
+                    parts.append(Part(held[name], dim, index, unit + first, trained[id(held[name])], len(parts)))
                 self.sizes[group.name] = group.size
         if not self.sizes:
+            masked = any(name.endswith("_mask") for name, _ in model.named_buffers())
+            why = "It has masks: call permanent first." if masked else "print(find_groups(...)) says why."
             raise CdlibError(
                 f"{groups!r}, but none is zero-invariant with all its parameters trained by this optimizer: there is "
-                "nothing that it could remove. print(find_groups(...)) says why."
+                f"nothing that it could remove. {why}"
             )
         device = parts[0].parameter.device
         counts = torch.tensor(list(self.sizes.values()), device=device)
@@ -200,7 +209,7 @@ class Units:
         for part in self.all.parts:
             chosen = units[part.unit]
             if bool(chosen.any()):
-                found.append(Part(part.parameter, part.dim, part.index[chosen], part.unit[chosen], part.settings))
+                found.append(replace(part, index=part.index[chosen], unit=part.unit[chosen]))
         return Segments(found, self.count, self.group.device)
 
     def lengths(self) -> Tensor:
@@ -213,3 +222,13 @@ class Units:
         split = units.cpu().split(list(self.sizes.values()))
         found = {name: part.nonzero().flatten().tolist() for name, part in zip(self.sizes, split, strict=True)}
         return {name: chosen for name, chosen in found.items() if chosen}
+
+
+def _check_base(optimizer: object) -> None:
+    """Raise unless an optimizer does its step without a closure and has learning rates."""
+    good = isinstance(optimizer, torch.optim.Optimizer) and not isinstance(optimizer, torch.optim.LBFGS)
+    if not good or any("lr" not in group for group in optimizer.param_groups):  # type: ignore[attr-defined]
+        raise CdlibError(
+            f"base={type(optimizer).__name__}: give a torch optimizer with a learning rate that needs no closure, "
+            "for example torch.optim.SGD(model.parameters(), lr=0.1)."
+        )

@@ -55,7 +55,8 @@ def complexity_driven(
     example_input : tensor or tuple
         What it is called with. FLOPs and memory depend on its size.
     mode : {"PA", "FA", "MA"}, default "PA"
-        Whether shares are of parameters, of MACs (half the FLOPs) or of the bytes of activations.
+        Whether shares are of parameters, of MACs (half the FLOPs) or of the bytes of activations. These are counted
+        for the modules that there are: where a cut rewrites one (attention), it may keep other values in between.
     target : float, default 0.5
         The share of the network's own total of that resource to remove, from 0 to below 1. The last draw is the
         one that reaches it.

@@ -16,6 +16,7 @@ from cdlib.pruning.widths import MODES
 from cdlib.study import store
 from cdlib.study.methods import METHODS, prune_and_train
 from cdlib.study.run import run
+from cdlib.train import Recipe
 
 EXPERIMENT = "pruning"
 
@@ -52,11 +53,12 @@ def plans(model: str, *, data: str = "cifar10", epochs: int = 10, runs: int = 10
     Raises
     ------
     CdlibError
-        If the network is not one of the sweep's.
+        If the network is not one of the sweep's, or the number of epochs is none.
     """
     if model not in RECIPES:
         raise unknown("model", model, RECIPES)
     recipe = {"epochs": epochs, "batch_size": 128, "precision": "bf16", "channels_last": True, **RECIPES[model]}
+    Recipe(**recipe)  # raises before any work starts
     channels = load(data).train.images.shape[1]
     options = {} if channels == 3 else {"in_channels": channels}
     common = {"data": data, "model": model, "options": options, "recipe": recipe, "runs": runs}

@@ -313,6 +313,11 @@ def test_what_is_kept_by_choice_says_so():
         find_groups(net, IMAGE, keep="1")
 
 
+def test_inference_mode_is_named():
+    with torch.inference_mode(), pytest.raises(CdlibError, match=r"leave it, or use torch\.no_grad"):
+        find_groups(conv(3, 4), IMAGE)
+
+
 def test_an_index_that_is_picked_stays_and_the_others_do_not():
     net = Net(lambda m, x: m.b(m.a(x)) + m.a(x)[:, 2:3], a=conv(3, 4), b=conv(4, 1))
     groups = find_groups(net, IMAGE)

@@ -172,3 +172,17 @@ def test_units_among_slices() -> None:
     assert found == [3, 2, 2, 0]
     assert units_in(groups[1], {}) == 0
     assert isinstance(units_in(groups[0], {groups[0].tensors[0]: np.array([0])}), int)
+
+
+@pytest.mark.parametrize("by", ["l1", "l2", "taylor"])
+def test_masked_weights_count_as_zero_and_masks_not_at_all(by: str) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, 4), nn.ReLU(), nn.Linear(4, 2))
+    x = torch.randn(3, 6)
+    masked = cdlib.pruning.unstructured(model, x, 0, 0.6, by="random")
+    permanent = cdlib.pruning.permanent(masked)
+    for net in (masked, permanent):
+        net(x).square().sum().backward()
+    for mine, theirs in zip(cdlib.find_groups(masked, x), cdlib.find_groups(permanent, x), strict=True):
+        if mine.prunable:
+            torch.testing.assert_close(scores(masked, mine, by), scores(permanent, theirs, by))

@@ -17,9 +17,12 @@ from torch import nn
 from cdlib.capture import ExampleInput
 from cdlib.errors import CdlibError
 from cdlib.models import RECIPE, build
-from cdlib.pruning import archive, contents, history
+from cdlib.pruning import archive, contents, forms, history
 from cdlib.pruning.groups import find_groups
-from cdlib.pruning.subnet import HISTORY, copied, cut, rewritten, shrink, tensors_of
+from cdlib.pruning.maskable import masked_in, put_on_like, refresh
+from cdlib.pruning.masks import permanent
+from cdlib.pruning.rewritten import Rewritten
+from cdlib.pruning.subnet import HISTORY, cut, rewritten, shrink, tensors_of
 
 _SOURCES = {
     "pretrained",
@@ -36,9 +39,9 @@ _SOURCES = {
 def save(model: nn.Module, path: str | Path) -> None:
     """Write a network to a file, all or nothing; a file that is there is replaced.
 
-    Kept are the values, types and memory formats of all parameters and buffers, a shared one once; which modules are in
-    training mode; what `cdlib.remove` took out; and the recipe, if the network came from `cdlib.models.build`. Not kept
-    are gradients, ``requires_grad``, hooks, and changes that were made to the modules by hand.
+    Kept are the values, types and memory formats of all parameters and buffers, a shared one once; masks; which modules
+    are in training mode; what `cdlib.remove` took out; and the recipe, if the network came from `cdlib.models.build`.
+    Not kept are gradients, ``requires_grad``, other hooks, and changes that were made to the modules by hand.
 
     Parameters
     ----------
@@ -50,8 +53,9 @@ def save(model: nn.Module, path: str | Path) -> None:
     Raises
     ------
     CdlibError
-        If the network holds something else than tensors (a quantised or compiled one does), tensors without values or
-        that share memory without being the same, or a module that was cut by itself; or if the file cannot be written.
+        If the network holds something else than tensors (a quantised or compiled one does), tensors without values, of
+        a type that safetensors lacks or that share memory without being the same, a module that was cut by itself, or
+        masks in a module that was rewritten; or if the file cannot be written.
 
     Examples
     --------
@@ -59,6 +63,12 @@ def save(model: nn.Module, path: str | Path) -> None:
     >>> cdlib.save(cdlib.models.build("vgg_mini"), "vgg.cdlib")  # doctest: +SKIP
     """
     contents.check(model)
+    forms.check_types(tensors_of(model).values())
+    if any(isinstance(module, Rewritten) and masked_in(module) for module in model.modules()):
+        raise CdlibError(
+            f"{type(model).__name__} had masks when code of it was rewritten: take them off with "
+            "cdlib.pruning.permanent, then save it."
+        )
     file = Path(path).expanduser()
     archive.check_place(file)
     tensors = {name: contents.packed(tensor) for name, tensor in tensors_of(model).items()}
@@ -77,8 +87,8 @@ def load(path: str | Path, model: nn.Module | None = None) -> nn.Module:
     path : str or Path
         The file.
     model : nn.Module, optional
-        A network of the same class and options as the saved one had *before* anything was removed; its weights do not
-        matter and it is not changed. Needed for what `cdlib.models.build` does not know by name.
+        A network of the same class and options as the saved one had *before* anything was removed; its weights and
+        masks do not matter and it is not changed. Needed for what `cdlib.models.build` does not know by name.
 
     Returns
     -------
@@ -95,13 +105,15 @@ def load(path: str | Path, model: nn.Module | None = None) -> nn.Module:
     network = _fresh(file, description, model)
     try:
         for entry in description["removed"]:
-            network = _removed(network, entry)
+            network = _removed(network, history.unmasked(entry, tensors_of(network)))
+        put_on_like(network, {*tensors, *description["shared"]})
         contents.check_fit(network, tensors, description["shared"], description["temporary"])
     except CdlibError as error:
         raise CdlibError(_misfit(file, description["class"], str(error).rstrip("."), model)) from error
     except (KeyError, TypeError, ValueError, AttributeError, IndexError, RuntimeError) as error:
         raise CdlibError(_misfit(file, description["class"], archive.line(error), model)) from error
     contents.fill(network, tensors, set(description["channels_last"]))
+    refresh(network)
     unlike = set(description["unlike"])
     for name, module in network.named_modules():
         module.training = description["training"] != (name in unlike)
@@ -156,8 +168,8 @@ def _misfit(file: Path, kind: str, why: str, model: nn.Module | None) -> str:
 
 
 def _fresh(file: Path, description: dict[str, Any], model: nn.Module | None) -> nn.Module:
-    """Return the network before the removals: a copy of `model`, or a new one from its recipe."""
-    network = copied(contents.module(model)) if model is not None else _built(file, description)
+    """Return the network before the removals: a copy of `model` without masks, or a new one from its recipe."""
+    network = permanent(model) if model is not None else _built(file, description)
     kind, wanted = contents.kind(network), description["class"]
     if kind != wanted:
         raise CdlibError(f"{file} holds a {wanted} and not a {kind}: pass model=, a network of that class.")

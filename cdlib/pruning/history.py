@@ -7,7 +7,7 @@ by the shapes and types of its tensors, not by their numbers: where it is needed
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from typing import Any
 
 import numpy as np
@@ -75,6 +75,26 @@ def slices(entry: Entry) -> dict[tuple[str, int], Ids]:
         ids = np.concatenate([np.arange(run[0], run[-1] + 1) for run in ends])
         found |= {(place.rpartition(":")[0], int(place.rpartition(":")[2])): ids for place in places}
     return found
+
+
+def unmasked(entry: Entry, held: Container[str]) -> Entry:
+    """Return a removal as one from the network without masks, whose tensors have the names in `held`.
+
+    A network with masks (`torch.nn.utils.prune`) has ``weight_orig`` and ``weight_mask`` in the place of ``weight``.
+    """
+
+    def plain(name: str) -> str:
+        return name if name in held else name.removesuffix("_orig")
+
+    def is_mask(name: str) -> bool:
+        return name not in held and name.removesuffix("_mask") in held
+
+    slices = {}
+    for runs, places in entry["slices"].items():
+        named = [place.rpartition(":") for place in places]
+        slices[runs] = [f"{plain(name)}:{dim}" for name, _, dim in named if not is_mask(name)]
+    types = {plain(name): kind for name, kind in entry["types"].items()}
+    return {**entry, "slices": slices, "types": types}
 
 
 def set_attributes(model: nn.Module, entry: Entry) -> None:

@@ -9,23 +9,26 @@ Amounts are shares of all weights of the layers, convolutions and linear layers 
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterable
+import math
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils import prune
 
 from cdlib.capture import ExampleInput, capture
 from cdlib.errors import CdlibError, unknown
+from cdlib.pruning import contents
 from cdlib.pruning.inputs import check
+from cdlib.pruning.maskable import KINDS, layers_of, magnitudes, masks_of, put_on, take_off
+from cdlib.pruning.planning import check_whole
 from cdlib.pruning.saliency import check_ratio, generator
 from cdlib.pruning.subnet import copied
 
 CRITERIA = ("l1", "random")
 SCOPES = ("local", "global")
-_KINDS: dict[str, Any] = {"conv": nn.modules.conv._ConvNd, "linear": nn.Linear}
+Part = dict[str, Any]
+"""Layers by name; where they have masks, those that lose a share together."""
 
 
 def unstructured(
@@ -66,20 +69,21 @@ def unstructured(
     Raises
     ------
     CdlibError
-        If an option is out of range, a name matches no layer, a weight is shared by layers, more is masked already
-        than is asked for, or the network cannot be captured.
+        If an option is out of range, a name matches no layer, a weight is computed (by weight norm, say), shared with
+        another module or not finite, more is masked already than is asked for, or the network cannot be captured.
     """
     amounts = _checked({"conv": conv, "linear": linear}, by, scope)
     if isinstance(layers, str):
         raise CdlibError(f"layers={layers!r} is a single text: give a list of names, [{layers!r}].")
-    layers = None if layers is None else list(layers)
+    if layers is not None and not (isinstance(layers, Iterable) and (layers := list(layers))):
+        raise CdlibError(f"layers={layers!r} names nothing: give a list of names, or leave it out for all layers.")
     check(model, example_input)
     called = {call.module for call in capture(model, example_input).calls}
     masked = copied(model)
-    for module in _chosen(masked, called, layers).values():
-        if not prune.is_pruned(module):
-            prune.identity(module, "weight")
-    grow(masked, amounts, by=by, scope=scope, seed=seed, layers=layers)
+    put_on(masked, _chosen(masked, called, layers))
+    for kind, amount in amounts.items():
+        for part in _parts(masked, kind, scope, layers):
+            _mask(part, _count(part, kind, amount), by, seed)
     return masked
 
 
@@ -89,19 +93,20 @@ def permanent(model: nn.Module) -> nn.Module:
     Parameters
     ----------
     model : nn.Module
-        A network with masks; one without is just copied.
+        A network with masks, of weights, biases or anything; one without is just copied.
 
     Returns
     -------
     nn.Module
         With tensors of the same names, in the same order, as before `unstructured`.
+
+    Raises
+    ------
+    CdlibError
+        If it is no network, a compiled one, or cannot be copied.
     """
-    plain = copied(model)
-    for module in plain.modules():
-        if _has_mask(module):
-            prune.remove(module, "weight")
-            if "bias" in module._parameters:  # the weight came to the end
-                module._parameters["bias"] = module._parameters.pop("bias")
+    plain = copied(contents.module(model))
+    take_off(plain)
     return plain
 
 
@@ -109,7 +114,8 @@ class Gradual:
     """Let the masks of a network grow during training, fast at first and then ever more slowly.
 
     At step t the share is final + (first - final) (1 - (t - begin) / (end - begin))^3 (Zhu and Gupta 2017,
-    arXiv:1710.01878, equation 1). Pass it to `cdlib.train.fit` as ``after_step``.
+    arXiv:1710.01878, equation 1), where first is the share that is masked when this is made: of each layer, or of all
+    of a kind together. Pass it to `cdlib.train.fit` as ``after_step``.
 
     Parameters
     ----------
@@ -127,7 +133,8 @@ class Gradual:
     Raises
     ------
     CdlibError
-        If an option is out of range or the network has no masks.
+        If an option is out of range, the network has no masks, or more is masked already than in the end; at an
+        update, if weights are not finite.
     """
 
     def __init__(
@@ -144,81 +151,89 @@ class Gradual:
         seed: int = 0,
     ) -> None:
         self.final = _checked({"conv": conv, "linear": linear}, by, scope)
-        if not 0 <= begin < end:
+        for name, value, least in (("begin", begin, 0), ("end", end, 0), ("every", every, 1)):
+            check_whole(name, value, least)
+        if begin >= end:
             raise CdlibError(f"begin={begin!r}, end={end!r}: give steps with 0 <= begin < end.")
-        if every < 1:
-            raise CdlibError(f"every={every!r}: give a number of steps of at least 1.")
-        if not any(map(_has_mask, model.modules())):
+        contents.module(getattr(model, "_orig_mod", model))  # of a compiled network, the masks are reached all the same
+        self.begin, self.end, self.every, self.by, self.seed = begin, end, every, by, seed
+        self._parts = [(kind, part, _masked(part)) for kind in KINDS for part in _parts(model, kind, scope)]
+        if not self._parts:
             raise CdlibError(f"{type(model).__name__} has no masks: call unstructured(model, ..., conv=0, linear=0).")
-        self.model, self.begin, self.end, self.every = model, begin, end, every
-        self.by, self.scope, self.seed = by, scope, seed
-        self.first = {kind: _share(_layers(model, kind).values()) for kind in _KINDS}
+        for kind, part, _ in self._parts:
+            _count(part, kind, self.final[kind])
 
     def amounts(self, step: int) -> dict[str, float]:
         """The shares after a step."""
-        left = 1 - (min(max(step, self.begin), self.end) - self.begin) / (self.end - self.begin)
-        return {kind: final + (self.first[kind] - final) * left**3 for kind, final in self.final.items()}
+        found = {}
+        for kind, final in self.final.items():
+            parts = [(_size(part), first) for of, part, first in self._parts if of == kind]
+            first = sum(first for _, first in parts) / max(1, sum(size for size, _ in parts))
+            found[kind] = final + (first - final) * self._left(step)
+        return found
 
     def __call__(self, step: int) -> None:
         """Update the masks, if the step is one at which they are."""
         if step == self.end or (self.begin <= step < self.end and (step - self.begin) % self.every == 0):
-            grow(self.model, self.amounts(step), by=self.by, scope=self.scope, seed=self.seed)
+            for kind, part, first in self._parts:
+                final = self.final[kind] * _size(part)
+                count = round(final + (first - final) * self._left(step))
+                _mask(part, max(count, _masked(part)), self.by, self.seed)
+
+    def _left(self, step: int) -> float:
+        """How much of the way from the first to the final share is left after a step."""
+        return (1 - (min(max(step, self.begin), self.end) - self.begin) / (self.end - self.begin)) ** 3
 
 
-def grow(
-    model: nn.Module,
-    amounts: dict[str, float],
-    *,
-    by: str = "l1",
-    scope: str = "local",
-    seed: int = 0,
-    layers: list[str] | None = None,
-) -> None:
-    """Mask more weights of a network that has masks, in place.
-
-    Parameters
-    ----------
-    model : nn.Module
-        What `unstructured` returned.
-    amounts : dict
-        The share for "conv" and "linear" that shall be masked in the end.
-    by, scope, seed, layers
-        As for `unstructured`.
-
-    Raises
-    ------
-    CdlibError
-        If more is masked already.
-    """
-    for kind, amount in amounts.items():
-        of_kind = {name: module for name, module in _layers(model, kind).items() if _wanted(name, layers)}
-        parts = [of_kind] if scope == "global" else [{name: module} for name, module in of_kind.items()]
-        for part in filter(None, parts):
-            scores = torch.cat([_scores(name, module, by, seed).flatten() for name, module in part.items()])
-            count, already = round(amount * len(scores)), int((scores < 0).sum())
-            if count < already:
-                names = ", ".join(name or type(model).__name__ for name in part)
-                raise CdlibError(
-                    f"{kind}={amount:g}: of the {len(scores)} weights of {names}, {already} are masked "
-                    f"already, and masks only grow: give at least {already / len(scores):.4f}."
-                )
-            keep = _all_but_lowest(scores, count)
-            for module, here in zip(
-                part.values(), keep.split([m.weight_mask.numel() for m in part.values()]), strict=True
-            ):
-                module.weight_mask.copy_(here.view_as(module.weight_mask))
-                module.weight = module.weight_orig * module.weight_mask
+def _parts(model: nn.Module, kind: str, scope: str, layers: list[str] | None = None) -> Iterator[Part]:
+    """The layers of a kind that have masks: each alone, or all together."""
+    found: Part = {
+        name: module
+        for name, module in model.named_modules()
+        if isinstance(module, KINDS[kind]) and "weight" in masks_of(module) and _wanted(name, layers)
+    }
+    if scope == "global" and found:
+        yield found
+    elif scope == "local":
+        yield from ({name: module} for name, module in found.items())
 
 
-def _scores(name: str, module: Any, by: str, seed: int) -> Tensor:
+def _size(part: Part) -> int:
+    return sum(layer.weight_mask.numel() for layer in part.values())
+
+
+def _masked(part: Part) -> int:
+    return sum(int((layer.weight_mask == 0).sum()) for layer in part.values())
+
+
+def _count(part: Part, kind: str, amount: float) -> int:
+    """How many weights a share is; raises a CdlibError if more are masked."""
+    size, already = _size(part), _masked(part)
+    count = round(amount * size)
+    if count < already:
+        names = ", ".join(name or type(layer).__name__ for name, layer in part.items())
+        raise CdlibError(
+            f"{kind}={amount:g}: of the {size} weights of {names}, {already} are masked already, and masks only grow: "
+            f"give at least {math.ceil(10_000 * already / size) / 10_000:.4f}."
+        )
+    return count
+
+
+def _mask(part: Part, count: int, by: str, seed: int) -> None:
+    """Mask so many weights of some layers, in place: first those that are masked, then those with the lowest scores."""
+    scores = [_scores(name, layer, by, seed).flatten() for name, layer in part.items()]
+    keep = _all_but_lowest(torch.cat(scores), count).split([len(score) for score in scores])
+    for layer, here in zip(part.values(), keep, strict=True):
+        layer.weight_mask.copy_(here.view_as(layer.weight_mask))
+        layer.weight = layer.weight_orig * layer.weight_mask
+
+
+def _scores(name: str, layer: Any, by: str, seed: int) -> Tensor:
     """What decides about a weight: the lowest are masked first, those that are masked already before all others."""
-    with torch.no_grad():
-        weight, mask = module.weight_orig, module.weight_mask
-        if by == "l1":
-            found = weight.abs().float()
-        else:
-            found = torch.rand(weight.shape, generator=generator(seed, name)).to(weight.device)
-        return torch.where(mask.bool(), found, -torch.ones_like(found))
+    found = magnitudes(name, layer)
+    if by == "random":
+        found = torch.rand(found.shape, generator=generator(seed, name)).to(found.device)
+    return torch.where(layer.weight_mask.bool(), found, -torch.ones_like(found))
 
 
 def _all_but_lowest(scores: Tensor, count: int) -> Tensor:
@@ -232,42 +247,17 @@ def _all_but_lowest(scores: Tensor, count: int) -> Tensor:
     return keep
 
 
-def _share(modules: Iterable[Any]) -> float:
-    """The share of weights that is masked."""
-    masks = [module.weight_mask for module in modules]
-    return 1 - sum(int(m.sum()) for m in masks) / sum(m.numel() for m in masks) if masks else 0.0
-
-
-def _has_mask(module: nn.Module) -> bool:
-    return hasattr(module, "weight_mask") and hasattr(module, "weight_orig")
-
-
-def _layers(model: nn.Module, kind: str) -> dict[str, Any]:
-    """The layers of a kind that have masks."""
-    return {
-        name: module for name, module in model.named_modules() if isinstance(module, _KINDS[kind]) and _has_mask(module)
-    }
-
-
 def _wanted(name: str, layers: list[str] | None) -> bool:
     return layers is None or any(name == wanted or name.startswith(f"{wanted}.") for wanted in layers)
 
 
-def _chosen(model: nn.Module, called: set[str], layers: list[str] | None) -> dict[str, Any]:
+def _chosen(model: nn.Module, called: set[str], layers: list[str] | None) -> Part:
     """The convolutions and linear layers that are called and wanted."""
-    found: dict[str, Any] = {
-        name: module
-        for name, module in model.named_modules()
-        if isinstance(module, tuple(_KINDS.values())) and name in called
-    }
+    found = layers_of(model, called)
     for wanted in layers or ():
         if not any(_wanted(name, [wanted]) for name in found):
             raise unknown("layer in layers:", wanted, found)
-    weights = Counter(id(getattr(module, "weight_orig", module.weight)) for module in found.values())
-    chosen = {name: module for name, module in found.items() if _wanted(name, layers)}
-    for name, module in chosen.items():
-        if weights[id(getattr(module, "weight_orig", module.weight))] > 1:
-            raise CdlibError(f"{name} shares its weight with another layer, which a mask would part: leave it out.")
+    chosen = {name: layer for name, layer in found.items() if _wanted(name, layers)}
     if not chosen:
         raise CdlibError(f"{type(model).__name__} has no convolution or linear layer that is called.")
     return chosen

@@ -13,20 +13,20 @@ import warnings
 import zlib
 from typing import Any
 
-import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor, nn
-from torch.nn.utils import prune
 
+from cdlib.capture import ExampleInput, capture
 from cdlib.errors import CdlibError, unknown
-from cdlib.pruning import contents
+from cdlib.pruning import contents, forms
 from cdlib.pruning.archive import digest, line
+from cdlib.pruning.inputs import check
+from cdlib.pruning.maskable import layers_of, magnitudes, put_on
 from cdlib.pruning.masks import permanent
 from cdlib.pruning.subnet import copied
 
 FORMS = ("dense", "gzip", "zstd", "csr", "bitmask")
-_PARTS = (".values", ".columns", ".rows", ".bits")
 
 
 def encode(model: nn.Module, form: str = "dense") -> bytes:
@@ -50,43 +50,49 @@ def encode(model: nn.Module, form: str = "dense") -> bytes:
     Raises
     ------
     CdlibError
-        If the form is unknown, the network holds something else than ordinary tensors, or zstandard is not installed.
+        If the form is unknown, the network holds something else than ordinary tensors of types that safetensors has,
+        or zstandard is not installed.
     """
     if form not in FORMS:
         raise unknown("form", form, FORMS)
     if form in ("gzip", "zstd"):
         plain = encode(model)
-        return gzip.compress(plain, 6, mtime=0) if form == "gzip" else _zstandard().ZstdCompressor(9).compress(plain)
+        return gzip.compress(plain, 6, mtime=0) if form == "gzip" else forms.zstd().ZstdCompressor(9).compress(plain)
     from safetensors.torch import save
 
     contents.check(model)
     model = permanent(model)
     state = model.state_dict()
+    forms.check_types(state.values())
     ties = {name: other for name, other in contents.shared(model).items() if {name, other} <= state.keys()}
     shapes, stored = dict[str, list[int]](), dict[str, Tensor]()
     for name in (name for name in state if name not in ties):
         tensor = contents.packed(state[name])
         tensor = torch.where(tensor == 0, torch.zeros_like(tensor), tensor)
-        if parts := _parts(tensor, form):
+        if parts := forms.parts_of(tensor, form):
             shapes[name] = list(tensor.shape)
         stored |= {name + part: values for part, values in (parts or {"": tensor}).items()}
     how = {"shapes": shapes, "shared": ties}
     return save(stored, {"cdlib": json.dumps(how | {"digest": digest(how, stored)})})
 
 
-def decode(content: bytes) -> dict[str, Tensor]:
-    """Return the state dict that `encode` stored, whatever its form.
+def decode(content: bytes | bytearray | memoryview) -> dict[str, Tensor]:
+    """Return the state dict that `encode` stored, whatever its form, from bytes or anything that holds bytes.
 
     Raises
     ------
     CdlibError
-        If the bytes were cut short, altered, or not made by `encode`.
+        If it holds no bytes, or they were cut short, altered, or not made by `encode`.
     """
     from safetensors import SafetensorError
     from safetensors.torch import load
 
     try:
-        plain = _decompressed(content)
+        content = content if isinstance(content, bytes) else memoryview(content).tobytes()
+    except TypeError as error:
+        raise CdlibError(f"content is {type(content).__name__!r}, not bytes: give what encode made.") from error
+    try:
+        plain = forms.decompressed(content)
         header = json.loads(plain[8 : 8 + int.from_bytes(plain[:8], "little")])
         how, stored = json.loads(header["__metadata__"]["cdlib"]), load(plain)
         intact = how.pop("digest") == digest(how, stored)
@@ -103,9 +109,9 @@ def decode(content: bytes) -> dict[str, Tensor]:
         raise CdlibError(f"cannot read {len(content)} bytes ({line(error)}): give what encode made.") from error
     if not intact:
         raise CdlibError("the bytes were altered after encode made them (another digest): get them again.")
-    parts = {name + part for name in how["shapes"] for part in _PARTS}
+    parts = {name + part for name in how["shapes"] for part in forms.PARTS}
     state = {name: tensor for name, tensor in stored.items() if name not in parts}
-    state |= {name: _whole(name, shape, stored) for name, shape in how["shapes"].items()}
+    state |= {name: forms.whole(name, shape, stored) for name, shape in how["shapes"].items()}
     return state | {name: state[other] for name, other in how["shared"].items()}
 
 
@@ -121,7 +127,7 @@ def sizes(model: nn.Module) -> pd.DataFrame:
     return pd.DataFrame({"bytes": found, "relative": found / found["dense"]})
 
 
-def two_to_four(model: nn.Module) -> nn.Module:
+def two_to_four(model: nn.Module, example_input: ExampleInput | None = None) -> nn.Module:
     """Return a copy with 2:4 masks: of every four weights in a row along the inputs, the two largest stay.
 
     Parameters
@@ -129,22 +135,39 @@ def two_to_four(model: nn.Module) -> nn.Module:
     model : nn.Module
         Any network. What is masked already stays masked. Convolutions and linear layers whose inputs (those of a group)
         are no multiple of four keep all weights.
+    example_input : tensor or tuple, optional
+        What it is called with: only layers that are called then get masks. Without it, all but the output projections
+        of PyTorch's attention are taken to be called.
 
     Returns
     -------
     nn.Module
         With masks like those of `cdlib.pruning.unstructured`, which stay in training.
+
+    Raises
+    ------
+    CdlibError
+        If it is no network that can be pruned, or cannot be captured; or if the weight of one of the layers is
+        computed (by weight norm, say), shared with another module or not finite.
     """
+    check(model, () if example_input is None else example_input)
+    called = None if example_input is None else {call.module for call in capture(model, example_input).calls}
     masked = copied(model)
-    for layer in masked.modules():
-        if isinstance(layer, nn.Linear | nn.modules.conv._ConvNd) and layer.weight.shape[1] % 4 == 0:
-            held: Any = layer if hasattr(layer, "weight_mask") else prune.identity(layer, "weight")
-            rows = held.weight.detach().abs().movedim(1, -1)
-            keep = torch.zeros(rows.numel() // 4, 4, device=rows.device)
-            keep.scatter_(1, rows.reshape(-1, 4).topk(2).indices, 1)
-            held.weight_mask.mul_(keep.view(rows.shape).movedim(-1, 1))
-            held.weight = held.weight_orig * held.weight_mask
+    fours = {name: layer for name, layer in layers_of(masked, called).items() if _inputs(layer) % 4 == 0}
+    put_on(masked, fours)
+    for name, layer in fours.items():
+        inputs = 0 if getattr(layer, "transposed", False) else 1
+        rows = (magnitudes(name, layer) * layer.weight_mask).movedim(inputs, -1)
+        keep = torch.zeros(rows.numel() // 4, 4, device=rows.device)
+        keep.scatter_(1, rows.reshape(-1, 4).topk(2).indices, 1)
+        layer.weight_mask.mul_(keep.view(rows.shape).movedim(-1, inputs))
+        layer.weight = layer.weight_orig * layer.weight_mask
     return masked
+
+
+def _inputs(layer: Any) -> int:
+    """The inputs of a layer, or of a group of them."""
+    return layer.in_features if isinstance(layer, nn.Linear) else layer.in_channels // layer.groups
 
 
 def executable(model: nn.Module, form: str = "csr") -> nn.Module:
@@ -154,6 +177,7 @@ def executable(model: nn.Module, form: str = "csr") -> nn.Module:
     ----------
     model : nn.Module
         Any network; masks are applied first. Modules that use the weight of a layer without calling the layer fail.
+        Layers whose weights are computed (by weight norm, say) stay dense.
     form : {"csr", "2:4"}, default "csr"
         "csr": layers in float32 or float64. "2:4": layers in float16 or bfloat16 with at most two non-zero weights in
         every four, on an NVIDIA GPU of compute capability 8.0 or more; layers too small for its kernels stay dense.
@@ -161,13 +185,14 @@ def executable(model: nn.Module, form: str = "csr") -> nn.Module:
     Raises
     ------
     CdlibError
-        If the form is unknown, no layer can run from it, or the hardware or the build of PyTorch lacks it.
+        If the form is unknown, the model is no network, no layer can run from the form, or the hardware or the build of
+        PyTorch lacks it.
     """
     changes = {"csr": _csr, "2:4": _semi_structured}
-    if form not in changes:
+    if form not in tuple(changes):
         raise unknown("executable form", form, changes)
     root = nn.ModuleDict({"model": permanent(model)})
-    linears = {name: m for name, m in root.named_modules() if type(m) is nn.Linear}
+    linears = {n: m for n, m in root.named_modules() if type(m) is nn.Linear and "weight" in m._parameters}
     made = {id(m): changes[form](name.removeprefix("model."), m) for name, m in linears.items()}
     if not any(made.values()):
         raise CdlibError(f"{type(model).__name__} has no linear layer that can run from {form!r}: see executable().")
@@ -178,19 +203,23 @@ def executable(model: nn.Module, form: str = "csr") -> nn.Module:
 
 
 class CsrLinear(nn.Module):
-    """A linear layer whose weight is held and multiplied as compressed sparse rows."""
+    """A linear layer whose weight is held and multiplied as compressed sparse rows, in its own type under autocast."""
 
     def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
         super().__init__()
-        parts = _parts_csr(weight.detach())
+        parts = forms.csr_parts(weight.detach())
         self.values = nn.Parameter(parts[".values"], requires_grad=False)
         self.columns, self.rows = nn.Buffer(parts[".columns"]), nn.Buffer(parts[".rows"])
         self.bias, self.shape = bias, tuple(weight.shape)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return [..., out] from [..., in]."""
-        weight = torch.sparse_csr_tensor(self.rows, self.columns, self.values, self.shape, check_invariants=False)
-        y = (weight @ x.reshape(-1, self.shape[1]).t()).t().reshape(*x.shape[:-1], self.shape[0]).contiguous()
+        device = self.values.device.type
+        if torch.is_autocast_enabled(device):
+            x = x.to(self.values.dtype)
+        with torch.autocast(device, enabled=False):
+            weight = torch.sparse_csr_tensor(self.rows, self.columns, self.values, self.shape, check_invariants=False)
+            y = (weight @ x.reshape(-1, self.shape[1]).t()).t().reshape(*x.shape[:-1], self.shape[0]).contiguous()
         return y if self.bias is None else y + self.bias
 
     def extra_repr(self) -> str:
@@ -226,54 +255,3 @@ def _semi_structured(name: str, layer: nn.Linear) -> nn.Module | None:
         raise CdlibError(f"{name} has more than two non-zero weights in four: call two_to_four first.")
     layer.weight = nn.Parameter(torch.sparse.to_sparse_semi_structured(weight), requires_grad=False)
     return layer
-
-
-def _parts_csr(matrix: Tensor) -> dict[str, Tensor]:
-    """The parts of a matrix as compressed sparse rows."""
-    at = matrix != 0
-    rows = torch.cat([at.new_zeros(1, dtype=torch.int64), at.sum(1).cumsum(0)])
-    return {".values": matrix[at], ".columns": at.nonzero()[:, 1].int(), ".rows": rows.int()}
-
-
-def _parts(tensor: Tensor, form: str) -> dict[str, Tensor] | None:
-    """The parts of a tensor in a sparse form; None if it stays dense."""
-    parts = None
-    if form == "csr" and tensor.is_floating_point() and tensor.dim() > 1 and tensor.numel():
-        parts = _parts_csr(tensor.flatten(1))
-    elif form == "bitmask" and tensor.is_floating_point():
-        bits = np.packbits(tensor.flatten().ne(0).numpy())
-        parts = {".values": tensor[tensor != 0], ".bits": torch.from_numpy(bits)}
-    return parts if parts and sum(part.nbytes for part in parts.values()) < tensor.nbytes else None
-
-
-def _whole(name: str, shape: list[int], stored: dict[str, Tensor]) -> Tensor:
-    """A tensor from its parts."""
-    values = stored[f"{name}.values"]
-    whole = values.new_zeros(shape)
-    if f"{name}.bits" in stored:
-        at = np.unpackbits(stored[f"{name}.bits"].numpy(), count=whole.numel()).astype(bool)
-        whole.view(-1)[torch.from_numpy(at)] = values
-    else:
-        columns, rows = stored[f"{name}.columns"].long(), stored[f"{name}.rows"].long()
-        whole.flatten(1)[torch.arange(len(rows) - 1).repeat_interleave(rows.diff()), columns] = values
-    return whole
-
-
-def _decompressed(content: bytes) -> bytes:
-    if content[:2] == b"\x1f\x8b":
-        return gzip.decompress(content)
-    if content[:4] != b"\x28\xb5\x2f\xfd":
-        return content
-    zstandard = _zstandard()
-    try:
-        return zstandard.ZstdDecompressor().decompress(content)
-    except zstandard.ZstdError as error:
-        raise ValueError(str(error)) from error
-
-
-def _zstandard() -> Any:
-    try:
-        import zstandard
-    except ImportError:
-        raise CdlibError("zstd needs the package zstandard: pip install zstandard, or use 'gzip'.") from None
-    return zstandard

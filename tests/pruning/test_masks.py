@@ -8,12 +8,13 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
-from torch.nn.utils import prune
+from torch.nn.utils import parametrizations, prune
 
 import cdlib
 from cdlib import CdlibError, models
 from cdlib.pruning import permanent, unstructured
 from cdlib.pruning.masks import Gradual
+from cdlib.pruning.subnet import rewritten
 from tests.pruning.small_networks import Net, conv
 
 IMAGE = torch.zeros(1, 3, 8, 8)
@@ -127,6 +128,98 @@ def test_a_masked_network_can_be_cut_by_filters_after_the_masks_are_permanent() 
     assert small(torch.randn(2, 3, 8, 8)).shape == (2, 4)
 
 
+def cut(model: nn.Module) -> nn.Module:
+    return cdlib.pruning.uniform_width(model, IMAGE, target=0.3)
+
+
+def masked(model: nn.Module) -> nn.Module:
+    return unstructured(model, IMAGE)
+
+
+def more(model: nn.Module) -> nn.Module:
+    return unstructured(model, IMAGE, conv=0.9, linear=0.9)
+
+
+@pytest.mark.parametrize(
+    "steps",
+    [
+        (masked,), (cut, masked), (masked, cut), (masked, cut, permanent), (masked, cut, permanent, cut),
+        (cut, masked, cut, more), (cut, masked, permanent, masked),
+    ],
+    ids=lambda steps: "-".join(step.__name__ for step in steps),
+)  # fmt: skip
+def test_masks_and_cuts_in_any_order_are_saved_and_loaded(steps: tuple[Any, ...], tmp_path: Any) -> None:
+    model: Any = network()
+    for step in steps:
+        model = step(model)
+    cdlib.save(model, tmp_path / "network.cdlib")
+    x = torch.randn(2, 3, 8, 8)
+    for before in (network(), unstructured(network(), IMAGE, layers=["3"])):
+        same: Any = cdlib.load(tmp_path / "network.cdlib", before)
+        assert list(same.state_dict()) == list(model.state_dict())
+        assert all(torch.equal(tensor, same.state_dict()[name]) for name, tensor in model.state_dict().items())
+        assert torch.equal(same[0].weight, model[0].weight), "computed from what was loaded"
+        assert torch.equal(same.eval()(x), model.eval()(x))
+    if steps[-1] in (masked, more):
+        same.train()(x).square().mean().backward()
+        torch.optim.SGD(same.parameters(), lr=0.1).step()
+        same(x)
+        assert zeros(same) == zeros(model), "masks stay in training"
+
+
+class Widths(nn.Module):
+    """Its code insists on widths, so that it has to be rewritten when it is cut."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.sizes = nn.Linear(6, 8), nn.Linear(8, 6), {"width": 8}
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = self.a(x).relu()
+        return self.b(y / y.shape[-1] ** 0.5 + 1 / self.sizes["width"] - 1 / y.shape[-1])
+
+
+class Scaled(nn.Linear):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return super().forward(x) / x.shape[-1] ** 0.5
+
+
+@pytest.mark.parametrize("own", [Widths, lambda: nn.Sequential(nn.Linear(6, 8), Scaled(8, 8), nn.Linear(8, 6))])
+def test_masks_in_code_that_was_rewritten(own: Any, tmp_path: Any) -> None:
+    x = torch.randn(3, 6)
+    small = cdlib.pruning.uniform_width(unstructured(own(), x), x, target=0.3)
+    assert rewritten(small)
+    with pytest.raises(CdlibError, match="take them off with cdlib.pruning.permanent"):
+        cdlib.save(small, tmp_path / "small.cdlib")
+    plain = permanent(small)
+    assert list(plain.state_dict()) == list(own().state_dict())
+    assert torch.equal(plain(x), small(x))
+    cdlib.save(plain, tmp_path / "small.cdlib")
+    assert torch.equal(cdlib.load(tmp_path / "small.cdlib", own())(x), plain(x))
+    plain(x).square().mean().backward()
+    assert all(parameter.grad is not None for parameter in plain.parameters())
+
+
+def test_masks_of_other_parameters_are_no_obstacle_and_are_taken_off_too() -> None:
+    model: Any = network()
+    for layer in (model[0], model[6]):
+        prune.l1_unstructured(layer, "bias", 0.5)
+    prune.l1_unstructured(model[1], "weight", 0.5)
+    both: Any = unstructured(model, IMAGE, conv=0.5, linear=0.5)
+    assert zeros(both)["0"] == 81 and zeros(both)["6"] == 18
+    plain: Any = permanent(both)
+    assert list(plain.state_dict()) == list(network().state_dict())
+    assert int((plain[0].bias == 0).sum()) == int((plain[1].weight == 0).sum()) == 3
+    assert torch.equal(plain.eval()(IMAGE), both.eval()(IMAGE))
+
+
+def test_weights_in_double_precision_are_ranked_in_it() -> None:
+    layer = nn.Linear(4, 2).double()
+    with torch.no_grad():
+        layer.weight.copy_(1 - 1e-12 * torch.arange(8).double().view(2, 4))
+    assert unstructured(layer, torch.zeros(1, 4).double(), linear=0.5).weight_mask.tolist() == [[1] * 4, [0] * 4]
+
+
 def test_only_layers_that_are_called_get_masks() -> None:
     """The output projection of PyTorch's attention is read, not called: a mask in it would never be applied."""
     attention = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
@@ -146,6 +239,23 @@ def test_gradual_masks_follow_the_cubic_schedule() -> None:
         seen.append(zeros(masked)["0"])
     cubic = [round(162 * 0.8 * (1 - (1 - k / 8) ** 3)) for k in (0, 3, 6, 8)]
     assert seen == [0, 0, 0, 0, cubic[1], cubic[1], cubic[1], cubic[2], cubic[2], *[cubic[3]] * 3]
+
+
+def test_gradual_masks_start_from_what_each_layer_has() -> None:
+    model = unstructured(network(), IMAGE, conv=0.5, linear=0, scope="global")
+    before = zeros(model)
+    assert before["0"] / 162 != before["3"] / 270
+    gradual = Gradual(model, conv=0.9, linear=0.9, begin=1, end=5)
+    seen = []
+    for step in range(6):
+        gradual(step)
+        seen.append(zeros(model))
+    assert seen[0] == seen[1] == before
+    for name, size in (("0", 162), ("3", 270), ("6", 35)):
+        final = 0.9 * size
+        assert [counts[name] for counts in seen[1:]] == [
+            round(final + (before[name] - final) * (1 - k / 4) ** 3) for k in range(5)
+        ]
 
 
 def test_gradual_masks_in_training_with_resume(tmp_path: Any) -> None:
@@ -194,6 +304,22 @@ def tied() -> nn.Module:
     return model
 
 
+def embedding() -> nn.Module:
+    model = Net(lambda m, i: m.b(m.a(i)), a=nn.Embedding(5, 3), b=nn.Linear(3, 5))
+    model.b.weight = model.a.weight
+    return model
+
+
+def changed(change: Any, layer: str = "6") -> nn.Module:
+    model = network()
+    change(model.get_submodule(layer))
+    return model
+
+
+def not_a_number(layer: Any) -> None:
+    layer.weight.data[0, 0] = torch.nan
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -204,7 +330,11 @@ def tied() -> nn.Module:
         ({"layers": ["7"]}, "unknown layer in layers: '7'"),
         ({"layers": "0"}, "is a single text"),
         ({"model": nn.Sequential(nn.ReLU())}, "no convolution or linear layer"),
-        ({"model": tied()}, "a shares its weight with another layer"),
+        ({"layers": []}, r"layers=\[\] names nothing"),
+        ({"layers": 5}, "layers=5 names nothing"),
+        ({"model": embedding(), "example_input": torch.ones(1, 2).long()}, "b shares its weight with another module"),
+        ({"model": changed(not_a_number)}, "the weights of 6 have values that are not finite"),
+        ({"model": tied()}, "a shares its weight with another module"),
     ],
 )
 def test_bad_input(options: dict[str, Any], message: str) -> None:
@@ -220,9 +350,39 @@ def test_bad_input(options: dict[str, Any], message: str) -> None:
         ({"end": 5, "every": 0}, "every=0"),
         ({"end": 5, "conv": 1}, "conv=1 is no share"),
         ({"end": 5, "model": network()}, "has no masks"),
+        ({"end": 10.5}, "end=10.5: give an integer"),
+        ({"end": float("inf")}, "end=inf: give an integer"),
+        ({"end": "10"}, "end='10': give an integer"),
+        ({"end": 10, "begin": True}, "begin=True: give an integer"),
+        ({"end": 10, "every": 1.5}, "every=1.5: give an integer"),
+        ({"end": 5, "model": "network"}, "model is 'str'"),
+        (
+            {"end": 5, "conv": 0.2, "model": unstructured(network(), IMAGE, conv=0.3, linear=0)},
+            "conv=0.2: of the 162 weights of 0, 49 are masked already",
+        ),
     ],
 )
 def test_bad_schedules(options: dict[str, Any], message: str) -> None:
     masked = unstructured(network(), IMAGE, conv=0, linear=0)
     with pytest.raises(CdlibError, match=message):
         Gradual(**{"model": masked, **options})
+
+
+def test_a_text_is_no_network() -> None:
+    with pytest.raises(CdlibError, match="model is 'str'"):
+        permanent("network")  # type: ignore[arg-type]
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+@pytest.mark.parametrize(
+    "change",
+    [
+        parametrizations.weight_norm, parametrizations.spectral_norm, parametrizations.orthogonal,
+        torch.nn.utils.weight_norm, torch.nn.utils.spectral_norm,
+    ],
+)  # fmt: skip
+def test_a_weight_that_is_computed_has_to_be_left_out(change: Any) -> None:
+    model = changed(change)
+    with pytest.raises(CdlibError, match="the weight of 6 is computed: remove the parametrization"):
+        unstructured(model, IMAGE)
+    assert zeros(unstructured(model, IMAGE, layers=["0", "3", "8"])) == {"0": 81, "3": 135, "6": 0, "8": 14}

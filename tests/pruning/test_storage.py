@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import prune
 
 import cdlib
 from cdlib import CdlibError, models
@@ -189,6 +190,27 @@ def test_a_file_that_was_cut_short(form: str) -> None:
             decode(content[:end])
 
 
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("kind", [bytearray, memoryview])
+def test_bytes_of_any_kind_are_read(form: str, kind: Any) -> None:
+    layer = matrix([[0.0] * 40 + [1.0] * 2])
+    assert torch.equal(decode(kind(encode(layer, form)))["weight"], layer.weight)
+
+
+@pytest.mark.parametrize("content", [None, 5, "weights"])
+def test_what_holds_no_bytes(content: Any) -> None:
+    with pytest.raises(CdlibError, match=f"content is '{type(content).__name__}', not bytes"):
+        decode(content)
+
+
+def test_masks_of_biases_are_applied_too() -> None:
+    layer = matrix([[1.0, 2.0]] * 2, bias=[3.0, 0.5])
+    prune.l1_unstructured(layer, "bias", 0.5)
+    assert {name: t.tolist() for name, t in decode(encode(layer)).items()} == {
+        "weight": [[1.0, 2.0]] * 2, "bias": [3.0, 0.0],
+    }  # fmt: skip
+
+
 def test_a_safetensors_file_of_someone_else() -> None:
     from safetensors.torch import save
 
@@ -203,11 +225,28 @@ def test_forms_that_are_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
         encode(nn.Linear(2, 2), "zip")
     with pytest.raises(CdlibError, match="unknown executable form 'coo'"):
         executable(nn.Linear(2, 2), "coo")
+    with pytest.raises(CdlibError, match="unknown executable form"):
+        executable(nn.Linear(2, 2), ["csr"])  # type: ignore[arg-type]
     with pytest.raises(CdlibError, match="quantised or sparse"):
         encode(nn.ParameterDict({"a": nn.Parameter(torch.eye(3).to_sparse())}))
     monkeypatch.setitem(sys.modules, "zstandard", None)
     with pytest.raises(CdlibError, match="pip install zstandard"):
         encode(nn.Linear(2, 2), "zstd")
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_types_that_safetensors_lacks_are_named(form: str, tmp_path: Any) -> None:
+    model = nn.ParameterDict({"a": nn.Parameter(torch.ones(3, dtype=torch.complex128))})
+    with pytest.raises(CdlibError, match="hold no tensors of complex128: convert them"):
+        encode(model, form)
+    with pytest.raises(CdlibError, match="hold no tensors of complex128: convert them"):
+        cdlib.save(model, tmp_path / "model.cdlib")
+
+
+@pytest.mark.parametrize("function", [executable, two_to_four, encode, sizes])
+def test_a_text_is_no_network(function: Any) -> None:
+    with pytest.raises(CdlibError, match="model is 'str'"):
+        function("network")
 
 
 def test_two_of_four_stay_and_they_are_the_largest() -> None:
@@ -227,6 +266,63 @@ def test_two_to_four_counts_along_the_inputs() -> None:
     assert counts == [3 * 8 * 9, 8 * 8 * 9 // 2, 8 * 9, 30]
     fours = two_to_four(model)[1].weight.reshape(8, 2, 4, 9)  # input channels 0-3 and 4-7 at each place of a kernel
     assert (fours != 0).sum(2).eq(2).all()
+
+
+@pytest.mark.parametrize("groups", [1, 2])
+def test_the_inputs_of_a_transposed_convolution_come_first(groups: int) -> None:
+    layer = nn.ConvTranspose2d(8, 6, 3, groups=groups)
+    fours = two_to_four(layer).weight.reshape(2, 4, -1)
+    assert (fours != 0).sum(1).eq(2).all()
+    assert not hasattr(two_to_four(nn.ConvTranspose2d(6, 8, 3)), "weight_mask")
+
+
+def test_two_to_four_looks_at_the_weights_that_are_trained() -> None:
+    """Not at their product with the mask, which is that of the last call."""
+    masked: Any = unstructured(matrix([[1.0, 2.0, 3.0, 4.0]]), torch.zeros(1, 4), linear=0.25)
+    with torch.no_grad():
+        masked.weight_orig.copy_(torch.tensor([[9.0, 8.0, 1.0, 2.0]]))
+    assert two_to_four(masked).weight_mask.tolist() == [[0, 1, 0, 1]], "the first was masked before"
+
+
+def test_two_to_four_passes_over_what_is_not_called() -> None:
+    """The output projection of PyTorch's attention is read; with an input, any layer that is only read is known."""
+
+    class Reads(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.read, self.called = nn.Linear(4, 4), nn.Linear(4, 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.called(nn.functional.linear(x, self.read.weight))
+
+    attention, x = two_to_four(nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)), torch.randn(2, 4, 8)
+    assert [name for name, _ in attention.named_buffers()] == ["linear1.weight_mask", "linear2.weight_mask"]
+    reads = two_to_four(Reads(), torch.zeros(1, 4))
+    assert [name for name, _ in reads.named_buffers()] == ["called.weight_mask"]
+    for _ in range(2):
+        (attention(x).sum() + reads(x[..., :4]).sum()).backward()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (torch.nn.utils.parametrizations.weight_norm, "the weight of 0 is computed"),
+        (torch.nn.utils.spectral_norm, "the weight of 0 is computed"),
+        (lambda layer: layer.weight.data.fill_(torch.nan), "the weights of 0 have values that are not finite"),
+    ],
+)
+def test_weights_that_two_to_four_cannot_mask(change: Any, message: str) -> None:
+    model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
+    change(model[0])
+    with pytest.raises(CdlibError, match=message):
+        two_to_four(model)
+
+
+def test_two_to_four_does_not_part_tied_weights() -> None:
+    model = nn.Sequential(nn.Embedding(4, 4), nn.Linear(4, 4))
+    model[1].weight = model[0].weight
+    with pytest.raises(CdlibError, match="1 shares its weight with another module"):
+        two_to_four(model)
 
 
 def test_two_to_four_keeps_the_masks_there_are_and_masks_stay_in_training() -> None:
@@ -275,6 +371,23 @@ def test_a_layer_that_is_used_twice_is_replaced_in_both_places() -> None:
     fast = executable(nn.Sequential(layer, nn.ReLU(), layer))
     assert fast[0] is fast[2] and isinstance(fast[0], CsrLinear)  # type: ignore[index]
     assert fast(torch.tensor([[3.0, 5.0]])).tolist() == [[6.0, 10.0]]
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+def test_weights_that_are_computed_stay_dense() -> None:
+    model: Any = nn.Sequential(torch.nn.utils.weight_norm(nn.Linear(4, 4)), nn.Linear(4, 4))
+    x = torch.randn(2, 4)
+    model(x)
+    with torch.no_grad():
+        model[0].weight_g.mul_(3)  # the weight itself is still that of the last call
+    torch.testing.assert_close(executable(model)(x), model(x))
+
+
+def test_csr_under_autocast() -> None:
+    layer, x = nn.Linear(16, 8), torch.randn(3, 16)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(executable(layer)(x), executable(layer)(x.float()))
+        torch.testing.assert_close(executable(layer)(x.bfloat16()), layer(x).float(), atol=0.03, rtol=0.03)
 
 
 def test_csr_says_nothing_of_betas() -> None:

@@ -121,16 +121,29 @@ def _methods(epochs: int, lr: float) -> list[dict[str, Any]]:
         tuning = {**further, **changed}
         return {"name": "ranking", "target": 0.5, "by": "l2", "resource": resource, "fine_tune": tuning}
 
+    def dhspg(target: float, **options: Any) -> dict[str, Any]:
+        return {"name": "dhspg", "target": target, **phase, **options}
+
     def joint(target: float) -> list[dict[str, Any]]:
-        """The methods, and the uniform width of about as many parameters: (1 - s)^2 are left without s of all units."""
+        """Both methods, and the uniform width of about as many parameters: (1 - s)^2 are left without s of the units."""
         return [
             {"name": "hesso", "target": target, **phase, "periods": 5},
-            {"name": "dhspg", "target": target, **phase},
-            {"name": "dhspg", "target": target, **phase, "penalty": 1.0, "min_width": 4},
+            dhspg(target),
             {"name": "uniform_width", "mode": "PA", "target": round(1 - (1 - target) ** 2, 4)},
         ]
 
     evenly, at_random = driven(0.5, "uniform_width"), driven(0.5, "random_draw")
+    unstructured = [
+        {"name": "unstructured", "by": by, "conv": share, "linear": share, "fine_tune": further}
+        for share in SHARES
+        for by in ("l1", "random")
+    ]
+    crossed = [
+        {"name": "complexity_driven", "mode": mode, "target": 0.5, "stop_at": resource}
+        for resource in RESOURCES
+        for mode, own in MODES.items()
+        if own != resource
+    ]
     return [
         {"name": "dense"},
         *driven(0.5),
@@ -140,23 +153,15 @@ def _methods(epochs: int, lr: float) -> list[dict[str, Any]]:
         *joint(0.5),
         {"name": "dense", "fine_tune": further},
         *joint(0.7),
-        *[
-            {"name": "unstructured", "by": by, "conv": share, "linear": share, "fine_tune": further}
-            for share in SHARES
-            for by in ("l1", "random")
-        ],
         *driven(0.7),
+        *driven(0.3),
+        *unstructured,
         *evenly[1:],
         *at_random[1:],
-        *driven(0.3),
-        *[
-            {"name": "complexity_driven", "mode": mode, "target": 0.5, "stop_at": resource}
-            for resource in RESOURCES
-            for mode, own in MODES.items()
-            if own != resource
-        ],
+        *crossed,
         *[ranked(resource) for resource in RESOURCES[1:]],
         ranked("params", lr=lr),
+        *[dhspg(target, penalty=1.0, min_width=4) for target in (0.5, 0.7)],
         {**driven(0.5)[0], "budget": "dense"},
         {**joint(0.5)[-1], "budget": "dense"},
     ]

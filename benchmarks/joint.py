@@ -51,8 +51,9 @@ def kept(optimizer: Any) -> int:
     """The bytes that the optimizer keeps beyond the base."""
     if not hasattr(optimizer, "units"):
         return 0
-    held = [s.parts for s in (optimizer.units.all, optimizer._active, optimizer._fixed)]
-    return sum(2 * t.nbytes for parts in held for p in parts for t in (p.index, p.unit))  # by part, and in one row
+    held = (optimizer.units.all, optimizer._active, optimizer._fixed)
+    indices = sum(2 * t.nbytes for s in held for p in s.parts for t in (p.index, p.unit))  # by part, and in one row
+    return indices + sum(t.nbytes for s in held for t in s._copies)
 
 
 def rows(name: str, make: Callable[[nn.Module], torch.optim.Optimizer], arguments: Any) -> list[dict[str, Any]]:

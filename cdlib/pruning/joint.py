@@ -88,7 +88,7 @@ class GroupSparse(torch.optim.Optimizer):
         t = self.step_count - self.start
         choosing = 0 <= t < self.ends - self.start and t % self.period == 0
         slices = self.units.all if choosing else self._active
-        before = slices.values() if choosing or self._looks_back else []
+        before = slices.values(reuse=not choosing) if choosing or self._looks_back else []
         self.base.step()
         if choosing:
             self.redundant |= self._redundant(t // self.period, *self._lengths(slices, slices.products(before)))

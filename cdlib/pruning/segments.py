@@ -73,6 +73,7 @@ class Segments:
 
     def __init__(self, parts: list[Part], count: int, device: torch.device) -> None:
         self.parts, self._count = parts, count
+        self._copies: list[Tensor] = []
         self.wide = torch.float32 if device.type == "mps" else torch.float64
         self._sizes = [part.parameter.shape[part.dim] for part in parts]
         starts = [0, *accumulate(self._sizes)]
@@ -82,9 +83,15 @@ class Segments:
         self._unit = torch.cat([none, *(part.unit for part in parts)])
         self._dtype = reduce(torch.promote_types, [part.parameter.dtype for part in parts], torch.float32)
 
-    def values(self) -> list[Tensor]:
-        """A copy of the parameter of each part."""
-        return [part.parameter.detach().clone() for part in self.parts]
+    def values(self, *, reuse: bool = False) -> list[Tensor]:
+        """A copy of the parameter of each part; with `reuse` always into the same memory, which saves asking for it."""
+        if not reuse:
+            return [part.parameter.detach().clone() for part in self.parts]
+        if not self._copies:
+            self._copies = [torch.empty_like(part.parameter.detach()) for part in self.parts]
+        for copy, part in zip(self._copies, self.parts, strict=True):
+            copy.copy_(part.parameter.detach())
+        return self._copies
 
     def rates(self) -> Tensor:
         """The learning rate of each slice, [slices]."""

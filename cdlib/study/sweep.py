@@ -125,7 +125,7 @@ def _methods(epochs: int, lr: float) -> list[dict[str, Any]]:
         return {"name": "dhspg", "target": target, **phase, **options}
 
     def joint(target: float) -> list[dict[str, Any]]:
-        """Both methods, and the uniform width of about as many parameters: (1 - s)^2 are left without s of the units."""
+        """Both, and the uniform width of as many parameters: (1 - s)^2 are left without a share s of all units."""
         return [
             {"name": "hesso", "target": target, **phase, "periods": 5},
             dhspg(target),

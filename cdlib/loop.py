@@ -65,9 +65,8 @@ class Run:
         self.optimizer = optimizer(recipe, model.parameters())
         if wrap:
             self.optimizer = _wrapped(wrap, self.optimizer, recipe)
-        ends = {self.optimizer: getattr(self.optimizer, "ends", 0), after_step: getattr(after_step, "end", 0)}
-        for what, end in ends.items():
-            _check_length(type(what).__name__, end, recipe, self.steps)
+        for what, end in ((self.optimizer, "ends"), (after_step, "end")):
+            _check_length(type(what).__name__, getattr(what, end, 0), recipe, self.steps)
         net = accelerator.prepare_model(model) if self.world > 1 else model
         self.net: Any = torch.compile(net) if recipe.compile else net
         kind = type(self.optimizer).__name__ if wrap else None

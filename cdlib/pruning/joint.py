@@ -91,7 +91,9 @@ class GroupSparse(torch.optim.Optimizer):
         before = slices.values(reuse=not choosing) if choosing or self._looks_back else []
         self.base.step()
         if choosing:
-            self.redundant |= self._redundant(t // self.period, *self._lengths(slices, slices.products(before)))
+            self.redundant |= self._redundant(
+                t // self.period, *self._lengths(slices, slices.products(before), slices.rates())
+            )
             self._settle()
             before = [before[part.number] for part in self._active.parts]
         if self._active.parts:
@@ -207,11 +209,12 @@ class GroupSparse(torch.optim.Optimizer):
         raise NotImplementedError
 
     @staticmethod
-    def _lengths(slices: Segments, products: tuple[Tensor, Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+    def _lengths(
+        slices: Segments, products: tuple[Tensor, Tensor, Tensor], rates: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """Return |x|, |d| and <x, d> of each unit, [units], from `Segments.products` of moves lr d."""
         xx, mm, xm = products
-        rate = slices.rates()
-        rate[rate == 0] = 1
+        rate = rates.masked_fill(rates == 0, 1.0)
         squared, other, inner = slices.sum(torch.stack([xx, mm / rate.square(), xm / rate]))
         return squared.sqrt(), other.sqrt(), inner
 

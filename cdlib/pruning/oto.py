@@ -215,9 +215,10 @@ class DHSPG(GroupSparse):
     def _move(self, t: int, before: list[Tensor]) -> None:
         slices = self._active
         xx, mm, xm = slices.products(before)
-        norm, other, inner = self._lengths(slices, (xx, mm, xm))
+        rates = slices.rates()
+        norm, other, inner = self._lengths(slices, (xx, mm, xm), rates)
         pull = torch.where(self.redundant, self._lambda(norm, inner, other) / (norm + _TINY), 0.0)
-        by = slices.rates() * slices.each(pull)
+        by = rates * slices.each(pull)
         kept = slices.sum(xx - xm - by * xx)  # <x^, x>
         self.zero |= self.redundant & ((kept < self.epsilon * norm.square()) | (norm == 0))
         if t == self.period - 1:

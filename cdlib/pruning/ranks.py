@@ -86,7 +86,7 @@ def ranking(
         raise unknown("saliency", by, MEASURES)
     if scope not in SCOPES:
         raise unknown("scope", scope, SCOPES)
-    if (by == "taylor") != isinstance(data, Split) or (data is not None and by != "taylor"):
+    if not (isinstance(data, Split) if by == "taylor" else data is None):
         what = "needs data: give a Split of images and labels" if by == "taylor" else "needs no data: leave it out"
         raise CdlibError(f"by={by!r} {what}.")
     check_ratio(target, "target")

@@ -18,6 +18,7 @@ from torch.linalg import vector_norm as norm
 
 from cdlib.errors import CdlibError
 from cdlib.pruning.groups import Groups
+from cdlib.pruning.maskable import masks_of
 
 _BLOCK = 1 << 16  # elements
 
@@ -186,7 +187,7 @@ class Units:
                     parts.append(Part(held[name], dim, index, unit + first, trained[id(held[name])], len(parts)))
                 self.sizes[group.name] = group.size
         if not self.sizes:
-            masked = any(name.endswith("_mask") for name, _ in model.named_buffers())
+            masked = any(map(masks_of, model.modules()))
             why = "It has masks: call permanent first." if masked else "print(find_groups(...)) says why."
             raise CdlibError(
                 f"{groups!r}, but none is zero-invariant with all its parameters trained by this optimizer: there is "

@@ -13,6 +13,19 @@ class CdlibError(ValueError):
     """Bad input: a name, a shape, a file or a setting that cannot be used as given."""
 
 
+def check_choice(kind: str, value: object, choices: Iterable[str]) -> None:
+    """Raise unless a value, of any type, is one of the texts that are known.
+
+    Raises
+    ------
+    CdlibError
+        That of `unknown`.
+    """
+    known = list(choices)
+    if not isinstance(value, str) or value not in known:
+        raise unknown(kind, value, known)
+
+
 def unknown(kind: str, name: object, choices: Iterable[str], *, limit: int = 12) -> CdlibError:
     """Return the error for a name that is not among `choices`, with the nearest one suggested.
 

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from cdlib.capture import ExampleInput, capture
-from cdlib.errors import CdlibError, unknown
+from cdlib.errors import CdlibError, check_choice, unknown
 from cdlib.pruning import contents
 from cdlib.pruning.inputs import check
 from cdlib.pruning.maskable import KINDS, layers_of, magnitudes, masks_of, put_on, take_off
@@ -27,7 +27,7 @@ from cdlib.pruning.subnet import copied
 
 CRITERIA = ("l1", "random")
 SCOPES = ("local", "global")
-Part = dict[str, Any]
+Layers = dict[str, Any]
 """Layers by name; where they have masks, those that lose a share together."""
 
 
@@ -185,9 +185,9 @@ class Gradual:
         return (1 - (min(max(step, self.begin), self.end) - self.begin) / (self.end - self.begin)) ** 3
 
 
-def _parts(model: nn.Module, kind: str, scope: str, layers: list[str] | None = None) -> Iterator[Part]:
+def _parts(model: nn.Module, kind: str, scope: str, layers: list[str] | None = None) -> Iterator[Layers]:
     """The layers of a kind that have masks: each alone, or all together."""
-    found: Part = {
+    found: Layers = {
         name: module
         for name, module in model.named_modules()
         if isinstance(module, KINDS[kind]) and "weight" in masks_of(module) and _wanted(name, layers)
@@ -198,15 +198,15 @@ def _parts(model: nn.Module, kind: str, scope: str, layers: list[str] | None = N
         yield from ({name: module} for name, module in found.items())
 
 
-def _size(part: Part) -> int:
+def _size(part: Layers) -> int:
     return sum(layer.weight_mask.numel() for layer in part.values())
 
 
-def _masked(part: Part) -> int:
+def _masked(part: Layers) -> int:
     return sum(int((layer.weight_mask == 0).sum()) for layer in part.values())
 
 
-def _count(part: Part, kind: str, amount: float) -> int:
+def _count(part: Layers, kind: str, amount: float) -> int:
     """How many weights a share is; raises a CdlibError if more are masked."""
     size, already = _size(part), _masked(part)
     count = round(amount * size)
@@ -219,7 +219,7 @@ def _count(part: Part, kind: str, amount: float) -> int:
     return count
 
 
-def _mask(part: Part, count: int, by: str, seed: int) -> None:
+def _mask(part: Layers, count: int, by: str, seed: int) -> None:
     """Mask so many weights of some layers, in place: first those that are masked, then those with the lowest scores."""
     scores = [_scores(name, layer, by, seed).flatten() for name, layer in part.items()]
     keep = _all_but_lowest(torch.cat(scores), count).split([len(score) for score in scores])
@@ -251,7 +251,7 @@ def _wanted(name: str, layers: list[str] | None) -> bool:
     return layers is None or any(name == wanted or name.startswith(f"{wanted}.") for wanted in layers)
 
 
-def _chosen(model: nn.Module, called: set[str], layers: list[str] | None) -> Part:
+def _chosen(model: nn.Module, called: set[str], layers: list[str] | None) -> Layers:
     """The convolutions and linear layers that are called and wanted."""
     found = layers_of(model, called)
     for wanted in layers or ():
@@ -266,8 +266,6 @@ def _chosen(model: nn.Module, called: set[str], layers: list[str] | None) -> Par
 def _checked(amounts: dict[str, float], by: str, scope: str) -> dict[str, float]:
     for name, amount in amounts.items():
         check_ratio(amount, name)
-    if by not in CRITERIA:
-        raise unknown("criterion", by, CRITERIA)
-    if scope not in SCOPES:
-        raise unknown("scope", scope, SCOPES)
+    check_choice("criterion", by, CRITERIA)
+    check_choice("scope", scope, SCOPES)
     return amounts

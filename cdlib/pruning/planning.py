@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from torch import nn
 
 from cdlib.capture import ExampleInput
-from cdlib.errors import CdlibError, unknown
+from cdlib.errors import CdlibError, check_choice
 from cdlib.pruning.groups import Groups
 from cdlib.pruning.meter import RESOURCES, Meter
 from cdlib.pruning.saliency import check_ratio
@@ -130,8 +130,7 @@ def take(
 
 def amount(meter: Meter, resource: str) -> int:
     """What is left of a resource, or of the units; raises a CdlibError if there is no such resource."""
-    if resource not in (*RESOURCES, UNITS):
-        raise unknown("resource", resource, (*RESOURCES, UNITS))
+    check_choice("resource", resource, (*RESOURCES, UNITS))
     return sum(meter.kept.values()) if resource == UNITS else meter.totals[resource]
 
 

@@ -14,7 +14,7 @@ from torch import nn
 
 from cdlib.capture import ExampleInput
 from cdlib.data import Split
-from cdlib.errors import CdlibError, unknown
+from cdlib.errors import CdlibError, check_choice
 from cdlib.pruning.groups import Groups, find_groups
 from cdlib.pruning.meter import Meter
 from cdlib.pruning.planning import UNITS, Limits, amount, check_reach, check_whole, cut_by, take
@@ -82,10 +82,8 @@ def ranking(
         If an option is out of range, a prunable group cannot be ranked so (name it in `keep`), or no widths reach the
         target; or as `cdlib.remove`.
     """
-    if by not in MEASURES:
-        raise unknown("saliency", by, MEASURES)
-    if scope not in SCOPES:
-        raise unknown("scope", scope, SCOPES)
+    check_choice("saliency", by, MEASURES)
+    check_choice("scope", scope, SCOPES)
     if not (isinstance(data, Split) if by == "taylor" else data is None):
         what = "needs data: give a Split of images and labels" if by == "taylor" else "needs no data: leave it out"
         raise CdlibError(f"by={by!r} {what}.")
@@ -99,8 +97,9 @@ def ranking(
     for done in range(1, rounds + 1):
         groups = find_groups(model, example_input, keep=keep, batch_dim=batch_dim)
         if total is None and groups.prunable:
-            total = amount(Meter(model, groups), resource)
-            check_reach(Meter(model, groups), limits, resource, target)
+            meter = Meter(model, groups)
+            total = amount(meter, resource)
+            check_reach(meter, limits, resource, target)
         order, draw = _ranked(with_gradients(model, data) if data else model, groups, by, scope, seed)
         plan = take(model, groups, order, draw, target * done / rounds, resource, limits, total=total)
         model = cut_by(plan, model, example_input, groups, batch_dim)

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from cdlib.accuracy import device_of, logits_of
 from cdlib.batches import batches
 from cdlib.data import Split
-from cdlib.errors import CdlibError, unknown
+from cdlib.errors import CdlibError, check_choice
 from cdlib.pruning.groups import Group
 from cdlib.pruning.subnet import copied, tensors_of
 
@@ -56,8 +56,7 @@ def scores(model: nn.Module, group: Group, by: str = "l2", *, seed: int = 0) -> 
         If the measure is unknown, the network is another one, its weights are not finite or have no values, the
         group has no batch norm, or the network has no gradients.
     """
-    if by not in MEASURES:
-        raise unknown("saliency", by, MEASURES)
+    check_choice("saliency", by, MEASURES)
     found = MEASURES[by](model, group, seed)
     if found.is_meta or not bool(found.isfinite().all()):
         what = "no values: use another device than meta" if found.is_meta else "values that are not finite numbers"

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from cdlib.capture import ExampleInput, capture
-from cdlib.errors import CdlibError, unknown
+from cdlib.errors import CdlibError, check_choice
 from cdlib.pruning import contents, forms
 from cdlib.pruning.archive import digest, line
 from cdlib.pruning.inputs import check
@@ -53,8 +53,7 @@ def encode(model: nn.Module, form: str = "dense") -> bytes:
         If the form is unknown, the network holds something else than ordinary tensors of types that safetensors has,
         or zstandard is not installed.
     """
-    if form not in FORMS:
-        raise unknown("form", form, FORMS)
+    check_choice("form", form, FORMS)
     if form in ("gzip", "zstd"):
         plain = encode(model)
         return gzip.compress(plain, 6, mtime=0) if form == "gzip" else forms.zstd().ZstdCompressor(9).compress(plain)
@@ -189,8 +188,7 @@ def executable(model: nn.Module, form: str = "csr") -> nn.Module:
         PyTorch lacks it.
     """
     changes = {"csr": _csr, "2:4": _semi_structured}
-    if form not in tuple(changes):
-        raise unknown("executable form", form, changes)
+    check_choice("executable form", form, changes)
     root = nn.ModuleDict({"model": permanent(model)})
     linears = {n: m for n, m in root.named_modules() if type(m) is nn.Linear and "weight" in m._parameters}
     made = {id(m): changes[form](name.removeprefix("model."), m) for name, m in linears.items()}

@@ -18,7 +18,7 @@ import numpy as np
 from torch import nn
 
 from cdlib.capture import ExampleInput
-from cdlib.errors import unknown
+from cdlib.errors import check_choice
 from cdlib.pruning.groups import Groups, find_groups
 from cdlib.pruning.meter import RESOURCES, Meter
 from cdlib.pruning.planning import Limits, Plan, check_whole, cut_by, take
@@ -151,12 +151,10 @@ def plan(
     CdlibError
         As `complexity_driven`.
     """
-    if method not in METHODS:
-        raise unknown("method", method, METHODS)
-    if mode not in MODES:
-        raise unknown("mode", mode, MODES)
-    if stop_at is not None and stop_at not in RESOURCES:
-        raise unknown("resource in stop_at:", stop_at, RESOURCES)
+    check_choice("method", method, METHODS)
+    check_choice("mode", mode, MODES)
+    if stop_at is not None:
+        check_choice("resource in stop_at:", stop_at, RESOURCES)
     check_whole("seed", seed, 0)
     rng = np.random.default_rng(seed)
     order = {group.name: rng.permutation(group.size).tolist() for group in groups.prunable}

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from cdlib import data, models, pruning, report, train
 from cdlib.complexity import profile
 from cdlib.data import Dataset
-from cdlib.errors import unknown
+from cdlib.errors import check_choice
 from cdlib.pruning.groups import find_groups
 from cdlib.pruning.storage import FORMS, encode
 from cdlib.pruning.subnet import remove
@@ -61,8 +61,7 @@ def prune_and_train(parameters: dict[str, Any], seed: int, workdir: Path) -> dic
     job = _Job(parameters, seed, workdir)
     method = dict(parameters["method"])
     name = method.pop("name")
-    if name not in METHODS:
-        raise unknown("method", name, METHODS)
+    check_choice("method", name, METHODS)
     extra = _RUNS[name](job, method)
     return {**job.measured(), **extra}
 
@@ -141,8 +140,8 @@ def _dense(job: _Job, method: dict[str, Any]) -> dict[str, Any]:
 def _widths(function: Callable[..., nn.Module]) -> Callable[[_Job, dict[str, Any]], dict[str, Any]]:
     def run(job: _Job, method: dict[str, Any]) -> dict[str, Any]:
         budget = method.pop("budget", None)
-        if budget not in (None, "dense"):
-            raise unknown("budget", budget, ["dense"])
+        if budget is not None:
+            check_choice("budget", budget, ["dense"])
         job.model = function(job.dense, job.example, seed=job.seed, **method)
         job.fit(job.model, job.scaled() if budget else job.recipe)
         return {}

@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from cdlib.data import load
-from cdlib.errors import CdlibError, unknown
+from cdlib.errors import CdlibError, check_choice
 from cdlib.pruning.meter import RESOURCES
 from cdlib.pruning.widths import MODES
 from cdlib.study import store
@@ -55,8 +55,7 @@ def plans(model: str, *, data: str = "cifar10", epochs: int = 10, runs: int = 10
     CdlibError
         If the network is not one of the sweep's, or the number of epochs is none.
     """
-    if model not in RECIPES:
-        raise unknown("model", model, RECIPES)
+    check_choice("model", model, RECIPES)
     recipe = {"epochs": epochs, "batch_size": 128, "precision": "bf16", "channels_last": True, **RECIPES[model]}
     Recipe(**recipe)  # raises before any work starts
     channels = load(data).train.images.shape[1]
@@ -96,8 +95,7 @@ def sweep(
     from tqdm import tqdm
 
     for name in (only := list(only)):
-        if name not in METHODS:
-            raise unknown("method", name, METHODS)
+        check_choice("method", name, METHODS)
     wanted = [plan for plan in plans(model, **options) if not only or plan["method"]["name"] in only]
     todo = [(plan, seed) for seed in seeds for plan in wanted]
     if not todo:

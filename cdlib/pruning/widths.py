@@ -67,7 +67,8 @@ def complexity_driven(
     recompute : bool, default True
         Whether the shares are those of what is left, computed anew after each draw, or those of the full network.
     min_width : int, default 1
-        Units that every group keeps. A group that would go below is not drawn.
+        Units that every group keeps. A group that would go below is not drawn. A LayerNorm over the channels of a
+        group of one unit returns its bias, whatever comes in: give more where channels are normalised so.
     round_to : int, default 1
         Widths are a multiple of this: a draw takes what is above one off, too.
     stop_at : {"params", "macs", "activation_bytes"}, optional

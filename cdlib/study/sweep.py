@@ -130,6 +130,10 @@ def _methods(epochs: int, lr: float) -> list[dict[str, Any]]:
             {"name": "uniform_width", "mode": "PA", "target": round(1 - (1 - target) ** 2, 4)},
         ]
 
+    def guarded(target: float) -> dict[str, Any]:
+        """MA with a least width: without one it draws the groups of large images down to a single unit."""
+        return {**driven(target)[-1], "min_width": 4}
+
     evenly, at_random = driven(0.5, "uniform_width"), driven(0.5, "random_draw")
     unstructured = [
         {"name": "unstructured", "by": by, "conv": share, "linear": share, "fine_tune": further}
@@ -148,11 +152,13 @@ def _methods(epochs: int, lr: float) -> list[dict[str, Any]]:
         evenly[0],
         at_random[0],
         ranked("params"),
+        guarded(0.5),
         *joint(0.5),
         {"name": "dense", "fine_tune": further},
         *joint(0.7),
         *driven(0.7),
         *driven(0.3),
+        guarded(0.7),
         *unstructured,
         *evenly[1:],
         *at_random[1:],

@@ -123,11 +123,17 @@ def test_the_sweep_has_the_methods_at_all_their_targets() -> None:
     for mode in ("PA", "FA", "MA"):
         assert {t for n, m, t in found if n == "complexity_driven" and m == mode} == {0.3, 0.5, 0.7}
     assert {t for n, _, t in found if n in ("hesso", "dhspg")} == {0.5, 0.7}
+    least = [p["method"] for p in plans if p["method"]["name"] == "complexity_driven" and "min_width" in p["method"]]
+    assert [(m["mode"], m["target"]) for m in least] == [("MA", 0.5), ("MA", 0.7)]
     assert sum(n == "unstructured" for n, _, _ in found) == 10
     assert {n for n, _, _ in found} == set(METHODS)
     for resource in ("params", "macs", "activation_bytes"):  # all modes, and a ranked network, at each
         own = {"PA": "params", "FA": "macs", "MA": "activation_bytes"}
-        given = [p["method"] for p in plans if p["method"].get("target") == 0.5 and "budget" not in p["method"]]
+        given = [
+            p["method"]
+            for p in plans
+            if p["method"].get("target") == 0.5 and not {"budget", "min_width"} & {*p["method"]}
+        ]
         at = [m for m in given if m.get("stop_at", own.get(m.get("mode"), m.get("resource"))) == resource]
         assert {m["mode"] for m in at if m["name"] == "complexity_driven"} == {"PA", "FA", "MA"}
         assert {m["name"] for m in at} >= {"uniform_width", "random_draw", "ranking"}

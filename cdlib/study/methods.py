@@ -20,7 +20,7 @@ from cdlib.data import Dataset
 from cdlib.errors import check_choice
 from cdlib.pruning.groups import find_groups
 from cdlib.pruning.storage import FORMS, encode
-from cdlib.pruning.subnet import remove
+from cdlib.pruning.subnet import copied, remove
 from cdlib.study import store
 from cdlib.study.run import alone
 from cdlib.train import Recipe
@@ -137,6 +137,19 @@ def _dense(job: _Job, method: dict[str, Any]) -> dict[str, Any]:
     return {}
 
 
+def _switched_off(job: _Job, method: dict[str, Any]) -> dict[str, Any]:
+    """The trained dense network with all parameters of a name at zero, to see whether it needs what they scale."""
+    name = method.pop("parameter")
+    check_choice("parameter", name, {path.rpartition(".")[2] for path, _ in job.dense.named_parameters()})
+    job.start_trained()
+    job.model = copied(job.dense)
+    with torch.no_grad():
+        for path, parameter in job.model.named_parameters():
+            if path.rpartition(".")[2] == name:
+                parameter.zero_()
+    return {}
+
+
 def _widths(function: Callable[..., nn.Module]) -> Callable[[_Job, dict[str, Any]], dict[str, Any]]:
     def run(job: _Job, method: dict[str, Any]) -> dict[str, Any]:
         budget = method.pop("budget", None)
@@ -201,6 +214,7 @@ def _joint(function: Callable[..., Any]) -> Callable[[_Job, dict[str, Any]], dic
 
 _RUNS: dict[str, Callable[[_Job, dict[str, Any]], dict[str, Any]]] = {
     "dense": _dense,
+    "switched_off": _switched_off,
     "complexity_driven": _widths(pruning.complexity_driven),
     "uniform_width": _widths(pruning.uniform_width),
     "random_draw": _widths(pruning.random_draw),

@@ -28,6 +28,9 @@ RECIPES: dict[str, dict[str, Any]] = {
 }
 """The networks of the sweep, and how they are trained."""
 
+SCALED = {"convnext_mini": "layer_scale"}
+"""Networks whose blocks multiply their result by a parameter of this name: at zero, it switches them off."""
+
 SHARES = (0.5, 0.7, 0.8, 0.9, 0.95)
 """Of the weights that unstructured pruning masks."""
 
@@ -61,7 +64,10 @@ def plans(model: str, *, data: str = "cifar10", epochs: int = 10, runs: int = 10
     channels = load(data).train.images.shape[1]
     options = {} if channels == 3 else {"in_channels": channels}
     common = {"data": data, "model": model, "options": options, "recipe": recipe, "runs": runs}
-    return [{**common, "method": method} for method in _methods(epochs, recipe["lr"])]
+    methods = _methods(epochs, recipe["lr"])
+    if model in SCALED:
+        methods.append({"name": "switched_off", "parameter": SCALED[model]})
+    return [{**common, "method": method} for method in methods]
 
 
 def sweep(

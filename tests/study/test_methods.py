@@ -19,6 +19,7 @@ RECIPE = {"epochs": 2, "batch_size": 256, "optimizer": "sgd", "lr": 0.05}
 STEPS = 5  # an epoch: 1,437 - 144 training images of the digits in batches of 256
 SOME: dict[str, dict[str, Any]] = {
     "dense": {},
+    "switched_off": {"parameter": "weight"},
     "complexity_driven": {"mode": "FA", "target": 0.4},
     "uniform_width": {"mode": "PA", "target": 0.4},
     "random_draw": {"mode": "MA", "target": 0.4},
@@ -53,7 +54,7 @@ def test_a_method_is_measured_and_its_training_counted(name: str, tmp_path: Path
     found = run("pruning", prune_and_train, parameters(name), record_in=tmp_path)["metrics"]
     full, epoch = dense_macs(), STEPS * 256
     assert found["dense_macs"] == full
-    if name in ("dense", "hesso", "dhspg"):
+    if name in ("dense", "switched_off", "hesso", "dhspg"):
         assert found["train_macs"] == 3 * full * 2 * epoch
     elif name == "ranking":
         assert found["train_macs"] == 3 * (full * 2 + found["macs"]) * epoch
@@ -65,6 +66,11 @@ def test_a_method_is_measured_and_its_training_counted(name: str, tmp_path: Path
     else:
         assert found["train_macs"] == 3 * found["macs"] * 2 * epoch
         assert "dense_accuracy" not in found
+    if name == "switched_off":  # without weights, one class is what the last bias says
+        labels = data.load("digits").test.labels
+        shares = [(labels == k).double().mean().item() for k in range(10)]
+        assert min(abs(found["accuracy"] - share) for share in shares) < 1e-9
+        assert found["nonzero_params"] < 0.01 * found["dense_nonzero_params"]
     if name in ("hesso", "dhspg"):
         assert found["sparsity"] == pytest.approx(0.4, abs=0.01)
         assert found["difference"] < 1e-5
@@ -118,7 +124,7 @@ def test_the_sweep_makes_what_is_missing_and_nothing_else(tmp_path: Path, monkey
 
 
 def test_the_sweep_has_the_methods_at_all_their_targets() -> None:
-    plans = sweep.plans("resnet_mini", data="digits")
+    plans = sweep.plans("convnext_mini", data="digits")
     found = [(p["method"]["name"], p["method"].get("mode"), p["method"].get("target")) for p in plans]
     for mode in ("PA", "FA", "MA"):
         assert {t for n, m, t in found if n == "complexity_driven" and m == mode} == {0.3, 0.5, 0.7}
@@ -138,6 +144,8 @@ def test_the_sweep_has_the_methods_at_all_their_targets() -> None:
         assert {m["mode"] for m in at if m["name"] == "complexity_driven"} == {"PA", "FA", "MA"}
         assert {m["name"] for m in at} >= {"uniform_width", "random_draw", "ranking"}
     assert len({store.key("pruning", p, 0) for p in plans}) == len(plans)
+    names = {p["method"]["name"] for p in sweep.plans("vgg_mini", data="digits")}
+    assert names == {*METHODS} - {"switched_off"}  # there is nothing in it that scales a block
 
 
 @pytest.mark.parametrize(
@@ -148,6 +156,8 @@ def test_the_sweep_has_the_methods_at_all_their_targets() -> None:
         (lambda: sweep.sweep("vgg_mini", [], data="digits"), "at least one seed"),
         (lambda: prune_and_train(parameters("x"), 0, Path()), "method 'x'"),
         (lambda: prune_and_train(parameters("random_draw", budget="all"), 0, Path()), "budget 'all'"),
+        (lambda: prune_and_train(parameters("switched_off", parameter="scale"), 0, Path()), "parameter 'scale'"),
+        (lambda: sweep.plans("resnet_mini", epochs=0), "epochs"),
     ],
 )
 def test_bad_input(call: Any, message: str) -> None:

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cdlib import files
-from cdlib.errors import CdlibError, unknown
+from cdlib.errors import CdlibError, check_choice
 
 if TYPE_CHECKING:
     from nbformat import NotebookNode
@@ -156,13 +156,11 @@ def settings(chapter: Chapter, profile: str, parameters: Mapping[str, object], r
         If the profile or one of the names is unknown, or a value is not of its default's type.
     """
     table = _profiles(root)
-    if profile != "quick" and profile not in table:
-        raise unknown("profile", profile, ["quick", *table])
+    check_choice("profile", profile, ["quick", *table])
     values = dict(chapter.parameters)
     for given in (table.get(profile, {}).get(chapter.number, {}), parameters):
         for name, value in given.items():
-            if name not in values:
-                raise unknown(f"parameter of chapter {chapter.number}", name, values)
+            check_choice(f"parameter of chapter {chapter.number}", name, values)
             values[name] = _typed(chapter, name, value)
     return values
 
@@ -173,8 +171,7 @@ def _choose(chapters: list[Chapter], numbers: Iterable[str | int] | None) -> lis
     by_number = {chapter.number: chapter for chapter in chapters}
     wanted = dict.fromkeys(str(number).zfill(2) for number in numbers)
     for number in wanted:
-        if number not in by_number:
-            raise unknown("chapter", number, by_number)
+        check_choice("chapter", number, by_number)
     return [by_number[number] for number in sorted(wanted)]
 
 

@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Literal
 
-from cdlib.errors import CdlibError, unknown
+from cdlib.errors import CdlibError, check_choice
 from cdlib.graph import Op, Value
 from cdlib.pruning.groups import Groups
 from cdlib.pruning.labels import Ids
@@ -67,8 +67,7 @@ def diagram(groups: Groups, inside: str = "") -> Diagram:
         raise CdlibError(f"groups is {type(groups).__name__!r}: give what cdlib.find_groups returns.")
     if not len(groups):
         raise CdlibError(f"{groups!r}: there is nothing to draw.")
-    if inside not in groups.graph.modules:
-        raise unknown("module", inside, groups.graph.modules)
+    check_choice("module", inside, groups.graph.modules)
     found = _Maker(groups, inside).diagram
     if all(node.kind == "end" for node in found.nodes):
         raise CdlibError(f"module {inside!r} runs no operators; there is nothing to draw.")

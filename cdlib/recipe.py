@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from cdlib.errors import CdlibError, unknown
+from cdlib.errors import CdlibError, check_choice
 
 OPTIMIZERS = ("adamw", "sgd")
 PRECISIONS = ("bf16", "fp32")
@@ -77,8 +77,7 @@ class Recipe:
 
     def __post_init__(self) -> None:
         for name, choices in (("optimizer", OPTIMIZERS), ("precision", PRECISIONS)):
-            if getattr(self, name) not in choices:
-                raise unknown(name, getattr(self, name), choices)
+            check_choice(name, getattr(self, name), choices)
         for name in ("epochs", "batch_size"):
             self._require(name, type(getattr(self, name)) is int and getattr(self, name) >= 1, "a whole number from 1")
         for name in ("augment", "channels_last", "compile"):

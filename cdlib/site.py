@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from cdlib import chapters, execution, notebooks
-from cdlib.errors import CdlibError, unknown
+from cdlib.errors import CdlibError, check_choice
 from cdlib.execution import Result
 
 TABLE = "<!-- the chapters of this build -->"  # in book/this_build.md, replaced by a table
@@ -30,8 +30,7 @@ def main(arguments: Sequence[str]) -> int:
     actions = {"book": _book, "chapter": _chapter, "pair": _pair}
     try:
         action, *rest = arguments or ["book"]
-        if action not in actions:
-            raise unknown("action", action, actions)
+        check_choice("action", action, actions)
         return actions[action](rest)
     except CdlibError as error:
         print(f"error: {error}", file=sys.stderr)

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from cdlib.commands.options import Json, Settings
-from cdlib.errors import unknown
+from cdlib.errors import check_choice
 
 DataName = Annotated[str, typer.Argument(help="digits, cifar10, cifar100 or folder:PATH.")]
 
@@ -97,8 +97,7 @@ def results(
 
     frame = store.load()
     if experiment is not None:
-        if experiment not in (known := set(frame["experiment"])):
-            raise unknown("experiment", experiment, known)
+        check_choice("experiment", experiment, set(frame["experiment"]))
         frame = store.load(experiment=experiment)
     if as_json:
         console.print_json(json.loads(frame.reset_index().to_json(orient="records", double_precision=15)))

@@ -10,7 +10,7 @@ import typer
 
 from cdlib.commands import options
 from cdlib.commands.options import Classes, Json, Model, Option, Shape, Weights
-from cdlib.errors import CdlibError, unknown
+from cdlib.errors import CdlibError, check_choice
 
 Keep = Annotated[
     list[str] | None, typer.Option("--keep", metavar="NAME", help="A module or parameter that stays whole; repeatable.")
@@ -109,8 +109,7 @@ def _check(saliency: str, measures: Any, round_to: int, output: Path, force: boo
     """Raise what can be known before the network is built."""
     from cdlib.pruning import archive
 
-    if saliency not in measures:
-        raise unknown("saliency", saliency, measures)
+    check_choice("saliency", saliency, measures)
     if round_to < 1:
         raise CdlibError(f"--round-to {round_to} is no multiple to round widths to: give an integer of at least 1.")
     archive.check_place(output)

@@ -138,7 +138,7 @@ def _methods(epochs: int, lr: float) -> list[dict[str, Any]]:
 
     def guarded(target: float) -> dict[str, Any]:
         """MA with a least width: without one it draws the groups of large images down to a single unit."""
-        return {**driven(target)[-1], "min_width": 4}
+        return {"name": "complexity_driven", "mode": "MA", "target": target, "min_width": 4}
 
     evenly, at_random = driven(0.5, "uniform_width"), driven(0.5, "random_draw")
     unstructured = [

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field, is_dataclass
+from dataclasses import dataclass, field, is_dataclass, replace
 from functools import cached_property
 from typing import Any, Literal
 
@@ -181,3 +181,23 @@ def map_tensors(function: Callable[[Any], Any], tree: Any, kind: type | tuple[ty
     if isinstance(tree, dict):
         return {key: map_tensors(function, item, kind) for key, item in tree.items()}
     return tree
+
+
+def moved_after(graph: Graph, other: Graph) -> Graph:
+    """Return another recording of the same network with its numbers moved: both have only their tensors in common."""
+    values, storages = len(graph.values), max((v.storage for v in graph.values), default=0) + 1
+    held = graph.inputs[0].index if graph.inputs else 0
+
+    def moved(value: Value) -> Value:
+        if value.index < held:
+            return value
+        return replace(value, index=value.index + values, storage=value.storage + storages)
+
+    every = {value.index: moved(value) for value in other.values}
+    first = len(graph.ops) + 1
+    ops = []
+    for op in other.ops:
+        args, kwargs, outputs = map_tensors(lambda value: every[value.index], (op.args, op.kwargs, op.outputs), Value)
+        ops.append(Op(op.index + first, op.target, op.module, op.call, args, kwargs, outputs))
+    outputs = tuple(every[value.index] for value in other.outputs)
+    return Graph(ops=ops, values=list(every.values()), outputs=outputs, modules=other.modules)

@@ -23,7 +23,8 @@ from cdlib.errors import CdlibError, unknown
 from cdlib.graph import Graph
 from cdlib.pruning.inputs import check, check_course, training_run
 from cdlib.pruning.labels import Ids
-from cdlib.pruning.propagation import Walk, walk
+from cdlib.pruning.propagation import Walk
+from cdlib.pruning.splits import walk
 
 Key = tuple[str, int]
 Drop = Mapping[str, Iterable[int]]

@@ -3,18 +3,12 @@
 The walk knows nothing about models, only about operators: a rule per kind of operator (`cdlib.pruning.rules`) says
 which labels the outputs carry and what is to be noted in the `Ledger`. Whatever has no rule freezes the labels that it
 meets.
-
-When a reshape splits a labelled dimension, the result must stay rectangular, so either the inner or the outer part
-carries the labels and they are coupled across the other one: [heads * d] becomes [heads, d] with d removable, and
-[C * r * r] becomes [C, r, r] with C removable. The sizes do not tell which; the walk takes the innermost dimension
-first and, where that freezes the labels, tries the others.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable
-from dataclasses import replace
 from functools import lru_cache
 from typing import Any
 
@@ -22,8 +16,8 @@ import numpy as np
 import torch
 from torch import nn
 
-from cdlib.graph import Graph, Op, Value, map_tensors
-from cdlib.pruning.labels import Axis, Flags, Ids, Labels, Ledger
+from cdlib.graph import Graph, Op, Value, moved_after
+from cdlib.pruning.labels import Axis, Ids, Labels, Ledger
 
 STRUCTURAL = "would have to change a dimension that is not channels"
 """How the reasons begin that another way to split a dimension may avoid."""
@@ -48,7 +42,7 @@ class Walk:
         classifiers): they go along, but what training does is nothing that zeros could change.
     consumed_only : set, optional
         The parameter dimensions, as (name, dimension), that are read by products and never made by them: the input
-        side of layers, which is not zeroed with a unit. Guessed when None, see `walk`.
+        side of layers, which is not zeroed with a unit. Guessed when None, see `cdlib.pruning.splits.walk`.
     """
 
     def __init__(
@@ -67,7 +61,7 @@ class Walk:
         self._follow(graph)
         if training is not None:
             found = len(self.ledger.noticed)
-            self._follow(_after(graph, training))
+            self._follow(moved_after(graph, training))
             del self.ledger.noticed[found:]
 
     def _follow(self, graph: Graph) -> None:
@@ -211,79 +205,6 @@ class Walk:
 def is_weight(value: Value) -> bool:
     """Whether a value does not depend on the network's input."""
     return value.kind in ("parameter", "buffer", "constant")
-
-
-def walk(graph: Graph, training: Graph | None = None) -> Walk:
-    """Walk through a network, as often as it takes to split dimensions well.
-
-    A split is good if it freezes few labels and, then, if few of those left could not be removed when zero. Splits by
-    the same code, of the same shapes, are decided together.
-    """
-    done = _with_roles(graph, {}, training)
-    cost, bad = _cost(done)
-    for alike in _alike(done):
-        candidates, _ = done.choices.get(alike[0], (0, None))
-        for choice in range(1, candidates):
-            if not any(bad[done.choices[index][1]].any() for index in alike if index in done.choices):
-                break
-            other = _with_roles(graph, {**done.splits, **dict.fromkeys(alike, choice)}, training)
-            if (now := _cost(other))[0] < cost:
-                done, (cost, bad) = other, now
-    return done
-
-
-def _alike(done: Walk) -> list[list[int]]:
-    """The operators that split a dimension, those of the same class of modules and the same shapes together."""
-    ops, modules = {op.index: op for op in done.graph.ops}, done.graph.modules
-    found: dict[Any, list[int]] = {}
-    for index in done.choices:
-        op = ops.get(index)  # none: of the run in training mode
-        kind = (type(modules[op.module]), op.inputs[0].shape, op.outputs[0].shape) if op else index
-        found.setdefault(kind, []).append(index)
-    return list(found.values())
-
-
-def _cost(done: Walk) -> tuple[tuple[int, int], Flags]:
-    """How many labels are frozen, and noticed; and for every label whether another split might be better for it."""
-    of = done.ledger.components()
-    frozen, structural, noticed = np.zeros((3, done.ledger.count), dtype=bool)
-    for problem in done.ledger.frozen:
-        frozen[of[problem.ids]] = True
-        if problem.reason.startswith(STRUCTURAL):
-            structural[of[problem.ids]] = True
-    for problem in done.ledger.noticed:
-        noticed[of[problem.ids]] = True
-    counts = (int(frozen[of].sum()), int((noticed & ~frozen)[of].sum()))
-    return counts, (structural | (noticed & ~frozen))[of]
-
-
-def _with_roles(graph: Graph, splits: dict[int, int], training: Graph | None) -> Walk:
-    """Walk; and again, knowing the input sides of layers, if a rule asked whether a weight is zeroed."""
-    done = Walk(graph, splits, None, training)
-    if not done.asked_weights:
-        return done
-    made, read = done.ledger.roles()
-    return Walk(graph, splits, read - made, training)
-
-
-def _after(graph: Graph, other: Graph) -> Graph:
-    """Another recording of the same network with its numbers moved, so that both have only their tensors in common."""
-    values, storages = len(graph.values), max((v.storage for v in graph.values), default=0) + 1
-    held = graph.inputs[0].index if graph.inputs else 0
-
-    def moved(value: Value) -> Value:
-        if value.index < held:
-            return value
-        return replace(value, index=value.index + values, storage=value.storage + storages)
-
-    every = {value.index: moved(value) for value in other.values}
-    first = len(graph.ops) + 1
-    ops = []
-    for op in other.ops:
-        args, kwargs, outputs = map_tensors(lambda value: every[value.index], (op.args, op.kwargs, op.outputs), Value)
-        ops.append(Op(op.index + first, op.target, op.module, op.call, args, kwargs, outputs))
-    outputs = tuple(every[value.index] for value in other.outputs)
-    return Graph(ops=ops, values=list(every.values()), outputs=outputs, modules=other.modules)
 
 
 @lru_cache(maxsize=4096)

@@ -12,8 +12,8 @@ from cdlib.errors import CdlibError
 from cdlib.graph import Graph
 from cdlib.pruning.labels import Ids
 from cdlib.pruning.prediction import Prediction
-from cdlib.pruning.propagation import walk
 from cdlib.pruning.rewritten import Rewritten
+from cdlib.pruning.splits import walk
 from cdlib.pruning.writing import NotPossible, Writer, inside
 
 

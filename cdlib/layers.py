@@ -117,9 +117,13 @@ def _layers_of_parameters(graph: Graph, names: list[str]) -> dict[str, str]:
 def _masked(graph: Graph, name: str, weight: Tensor) -> Tensor:
     """Return what the network computes with where `torch.nn.utils.prune` keeps a mask beside a parameter."""
     owner, _, own = name.rpartition(".")
-    masked = own.removesuffix("_orig")
-    mask = getattr(graph.modules.get(owner), f"{masked}_mask", None)
-    return weight * mask if own != masked and isinstance(mask, Tensor) else weight
+    mask = getattr(graph.modules.get(owner), mask_name(own) or "", None)
+    return weight * mask if isinstance(mask, Tensor) else weight
+
+
+def mask_name(name: str) -> str | None:
+    """Return the name of the mask that `torch.nn.utils.prune` keeps beside a parameter of this name, if it has one."""
+    return f"{name.removesuffix('_orig')}_mask" if name.endswith("_orig") else None
 
 
 def _nonzero(weight: Tensor) -> int:

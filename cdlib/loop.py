@@ -17,6 +17,7 @@ from cdlib.accuracy import checked, evaluate, evaluating, logits_of
 from cdlib.batches import batches, bits, draws
 from cdlib.data import Dataset
 from cdlib.errors import CdlibError
+from cdlib.layers import mask_name
 from cdlib.recipe import Recipe, average_decay, learning_rate, loss, mixed, optimizer
 
 if TYPE_CHECKING:
@@ -72,7 +73,7 @@ class Run:
         kind = type(self.optimizer).__name__ if wrap else None
         self.identity = {**checkpoints.identity(model, dataset, recipe, seed), "optimizer": kind} if path else {}
         held = checkpoints.tensors(model)
-        masks = {f"{name.removesuffix('_orig')}_mask" for name in held if name.endswith("_orig")}  # 0 or 1: no average
+        masks = {mask_name(name) for name in held}  # 0 or 1: no average
         floats = {name: t for name, t in held.items() if t.is_floating_point() and name not in masks}
         self.average = {name: t.clone() for name, t in floats.items()} if recipe.ema else {}
         self.history: list[dict[str, float]] = []

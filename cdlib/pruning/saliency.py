@@ -18,6 +18,7 @@ from cdlib.accuracy import device_of, logits_of
 from cdlib.batches import batches
 from cdlib.data import Split
 from cdlib.errors import CdlibError, check_choice
+from cdlib.layers import mask_name
 from cdlib.pruning.groups import Group
 from cdlib.pruning.subnet import copied, tensors_of
 
@@ -219,15 +220,16 @@ def _parts(
     What is masked (by torch.nn.utils.prune) counts as zero, and the masks themselves do not count.
     """
     held = tensors_of(model)
-    masked = {name: f"{name.removesuffix('_orig')}_mask" for name in held if name.endswith("_orig")}
+    masks = {mask_name(name) for name in held}
     for name, dim in keys:
-        if name in masked.values():
+        if name in masks:
             continue
         of_unit, index = group.places[name, dim]
         tensor = held.get(name)
         if tensor is None or tensor.dim() <= dim or tensor.shape[dim] <= index.max():
             raise CdlibError(f"group {group.name!r} is of another network: this one has no such {name!r}.")
-        found = function(tensor) * held[masked[name]] if name in masked else function(tensor)
+        mask = held.get(mask_name(name) or "")
+        found = function(tensor) if mask is None else function(tensor) * mask
         per_index = found.movedim(dim, 0).reshape(tensor.shape[dim], -1).sum(1)
         units, at = (torch.from_numpy(array).to(tensor.device) for array in (of_unit, index))
         yield units, per_index[at]

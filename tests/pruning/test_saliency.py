@@ -186,3 +186,27 @@ def test_masked_weights_count_as_zero_and_masks_not_at_all(by: str) -> None:
     for mine, theirs in zip(cdlib.find_groups(masked, x), cdlib.find_groups(permanent, x), strict=True):
         if mine.prunable:
             torch.testing.assert_close(scores(masked, mine, by), scores(permanent, theirs, by))
+
+
+def test_a_parameter_that_is_only_named_like_a_masked_one_is_scored_like_others() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, 2))
+    renamed = nn.Sequential(_Scaled(6, 5, "scale_orig"), nn.ReLU(), nn.Linear(5, 2))
+    plain = nn.Sequential(_Scaled(6, 5, "scale"), nn.ReLU(), nn.Linear(5, 2))
+    for net in (renamed, plain):
+        net.load_state_dict(model.state_dict(), strict=False)
+    x = torch.randn(3, 6)
+    mine, theirs = (cdlib.find_groups(net, x)[0] for net in (renamed, plain))
+    assert torch.equal(scores(renamed, mine, "l2"), scores(plain, theirs, "l2"))
+
+
+class _Scaled(nn.Linear):
+    """A linear layer with a scale of each output, a parameter of the given name."""
+
+    def __init__(self, inputs: int, outputs: int, name: str) -> None:
+        super().__init__(inputs, outputs)
+        self.register_parameter(name, nn.Parameter(torch.linspace(1, 2, outputs)))
+        self.of = name
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) * getattr(self, self.of)

@@ -55,6 +55,8 @@ def build(name: str, classes: int = 10, *, pretrained: bool = False, **options: 
     CdlibError
         Unknown name or option, a file or function that cannot be used, or weights that cannot be had.
     """
+    if not isinstance(name, str):
+        raise unknown("model", name, names())
     _check_count("classes", classes)
     model = _built(name, classes, pretrained, options)
     setattr(model, RECIPE, {"name": name, "classes": classes, "options": options})

@@ -58,9 +58,9 @@ def where(name: str) -> Path:
         import sklearn.datasets
 
         return Path(sklearn.datasets.__file__).parent / "data" / "digits.csv.gz"
-    if name in NAMES:
+    if isinstance(name, str) and name in NAMES:
         return _data_folder()
-    if name.startswith("folder:"):
+    if isinstance(name, str) and name.startswith("folder:"):
         return Path(name.removeprefix("folder:")).expanduser()
     raise unknown("data set", name, [*NAMES, "folder:PATH"])
 

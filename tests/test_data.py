@@ -6,7 +6,9 @@ import dataclasses
 import hashlib
 import os
 import pickle
+import re
 from pathlib import Path
+from typing import Any
 from urllib.error import URLError
 
 import numpy as np
@@ -445,6 +447,12 @@ def test_check_never_downloads(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) 
     assert Path(facts["where"]).is_file()
     root = image_folder(tmp_path / "pets")
     assert data.fetch(f"folder:{root}") == root
+
+
+@pytest.mark.parametrize("name", [5, None, ["digits"], Path("digits")])
+def test_a_name_that_is_no_text_is_unknown(name: Any) -> None:
+    with pytest.raises(CdlibError, match=f"unknown data set {re.escape(repr(str(name)))}"):
+        data.load(name)
 
 
 @pytest.mark.parametrize(("name", "near"), [("digit", "digits"), ("cifar-10", "cifar10"), ("folder", "folder:PATH")])

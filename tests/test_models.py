@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import io
+import re
 import urllib.error
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -371,6 +373,12 @@ def test_an_unknown_model_names_the_nearest(name: str, message: str) -> None:
         models.build(name)
     assert message in str(error.value)
     assert repr(name) in str(error.value)
+
+
+@pytest.mark.parametrize("name", [5, None, ["vgg_mini"], nn.Linear])
+def test_a_name_that_is_no_text_is_unknown(name: Any) -> None:
+    with pytest.raises(CdlibError, match=f"unknown model {re.escape(repr(str(name)))}"):
+        models.build(name)
 
 
 @pytest.mark.parametrize(

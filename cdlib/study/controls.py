@@ -1,0 +1,49 @@
+"""Against the control that everyone has: a network of uniform width, of whatever size.
+
+A method that chooses widths can be compared with a uniform width of the same cost only where such a run was made.
+Several of them make a line from the narrowest to the dense network, and the line has a point at nearly every cost.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+
+from cdlib.errors import CdlibError
+
+
+def above(cases: pd.DataFrame, line: pd.DataFrame, cost: str) -> pd.Series:
+    """Return by how many points of accuracy runs lie above the line of other runs, at the same cost.
+
+    Parameters
+    ----------
+    cases : DataFrame
+        A row per run, with the columns `accuracy` (a share from 0 to 1) and `cost`.
+    line : DataFrame
+        The runs that make the line, with the same columns, in any order; those of equal cost count with their mean.
+        Between neighbours accuracy is taken to be linear in the logarithm of the cost.
+    cost : str
+        A column of positive numbers: "params" or "macs", for example.
+
+    Returns
+    -------
+    Series of float
+        Percentage points, with the index of `cases`; negative below the line, NaN where the cost is outside of its
+        range.
+
+    Raises
+    ------
+    CdlibError
+        If a column is missing, a cost is not positive, or the line has fewer than two different costs.
+    """
+    for what, frame in (("cases", cases), ("line", line)):
+        if missing := [column for column in ("accuracy", cost) if column not in frame]:
+            raise CdlibError(f"{what} has no column {missing[0]!r}: give runs with 'accuracy' and {cost!r}.")
+        if not (costs := frame[cost].astype(float)).gt(0).all():
+            raise CdlibError(f"{what} has {cost}={costs[~costs.gt(0)].iloc[0]:g}: a cost must be positive.")
+    points = line["accuracy"].astype(float).groupby(line[cost].astype(float)).mean()
+    if len(points) < 2:
+        raise CdlibError(f"the line has {len(points)} different {cost}: a line takes two at least.")
+    at = cases[cost].astype(float)
+    there = np.interp(np.log(at), np.log(points.index), points)
+    return (100 * (cases["accuracy"].astype(float) - there)).where(at.between(points.index[0], points.index[-1]))

@@ -58,7 +58,7 @@ def where(name: str) -> Path:
         import sklearn.datasets
 
         return Path(sklearn.datasets.__file__).parent / "data" / "digits.csv.gz"
-    if isinstance(name, str) and name in NAMES:
+    if name in NAMES:
         return _data_folder()
     if isinstance(name, str) and name.startswith("folder:"):
         return Path(name.removeprefix("folder:")).expanduser()

@@ -23,7 +23,7 @@ def study(
 ) -> None:
     """Train and prune a network by every method, and record each run; what is recorded is skipped.
 
-    Stop it with Ctrl-C and start it again whenever you like.
+    Stop it with Ctrl-C and start it again whenever you like; started several times, the processes share the work.
     """
     from cdlib import console
     from cdlib.study.sweep import sweep

@@ -77,7 +77,7 @@ def run(
     name = store.key(experiment, parameters, seed)
     if record := store.find(experiment, parameters, seed, results):
         return record
-    work = results.parent / "_build" / "work" / experiment
+    work = _work(results, experiment)
     store.check_writable(results / experiment)
     store.check_writable(work)
     with alone(work / f"{name}.lock"):
@@ -90,6 +90,26 @@ def run(
         shutil.rmtree(work / name, ignore_errors=True)
         (work / f"{name}.lock").unlink(missing_ok=True)
     return store.read(results / experiment / f"{name}.json")
+
+
+def busy(experiment: str, parameters: Mapping[str, Any], *, seed: int = 0, record_in: Path | None = None) -> bool:
+    """Tell whether another process is at a run now; the arguments are those of `run`."""
+    from filelock import FileLock, Timeout
+
+    name = store.key(experiment, parameters, seed)
+    lock = _work((record_in or store.folder()).absolute(), experiment) / f"{name}.lock"
+    if not lock.exists():
+        return False
+    try:
+        with FileLock(lock, timeout=0):
+            return False
+    except Timeout:
+        return True
+
+
+def _work(results: Path, experiment: str) -> Path:
+    """The folder of the working folders, which the folder of the records determines."""
+    return results.parent / "_build" / "work" / experiment
 
 
 def _make(experiment: str, function: Experiment, parameters: dict[str, Any], seed: int, workdir: Path) -> Record:

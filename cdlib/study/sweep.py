@@ -15,7 +15,7 @@ from cdlib.pruning.meter import RESOURCES
 from cdlib.pruning.widths import MODES
 from cdlib.study import store
 from cdlib.study.methods import METHODS, prune_and_train
-from cdlib.study.run import run
+from cdlib.study.run import busy, run
 from cdlib.train import Recipe
 
 EXPERIMENT = "pruning"
@@ -73,7 +73,9 @@ def plans(model: str, *, data: str = "cifar10", epochs: int = 10, runs: int = 10
 def sweep(
     model: str, seeds: Iterable[int], *, only: Iterable[str] = (), progress: bool = True, **options: Any
 ) -> list[store.Record]:
-    """Make the runs of a network that are not recorded yet; several processes may share the work.
+    """Make the runs of a network that are not recorded yet.
+
+    Several processes may share the work: each leaves what another is at for later, and at the end waits for it.
 
     Parameters
     ----------
@@ -106,12 +108,15 @@ def sweep(
     todo = [(plan, seed) for seed in seeds for plan in wanted]
     if not todo:
         raise CdlibError("nothing to run: give at least one seed.")
-    records = []
-    with tqdm(todo, unit="run", disable=not progress) as bar:
-        for plan, seed in bar:
+    records: dict[int, store.Record] = {}
+    with tqdm(total=len(todo), unit="run", disable=not progress) as bar:
+        while left := [index for index in range(len(todo)) if index not in records]:
+            index = next((i for i in left if not busy(EXPERIMENT, todo[i][0], seed=todo[i][1])), left[0])
+            plan, seed = todo[index]
             bar.set_postfix_str(f"{' '.join(map(str, plan['method'].values()))}, seed {seed}")
-            records.append(run(EXPERIMENT, prune_and_train, plan, seed=seed))
-    return records
+            records[index] = run(EXPERIMENT, prune_and_train, plan, seed=seed)
+            bar.update()
+    return [records[index] for index in range(len(todo))]
 
 
 def _methods(epochs: int, lr: float) -> list[dict[str, Any]]:

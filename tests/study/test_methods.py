@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from cdlib.complexity import profile
 from cdlib.errors import CdlibError
 from cdlib.study import methods, store, sweep
 from cdlib.study.methods import METHODS, prune_and_train
-from cdlib.study.run import run
+from cdlib.study.run import alone, run
 
 RECIPE = {"epochs": 2, "batch_size": 256, "optimizer": "sgd", "lr": 0.05}
 STEPS = 5  # an epoch: 1,437 - 144 training images of the digits in batches of 256
@@ -121,6 +122,28 @@ def test_the_sweep_makes_what_is_missing_and_nothing_else(tmp_path: Path, monkey
     assert [r["parameters"]["method"].get("fine_tune", {}).get("epochs") for r in records] == [None, 1]
     monkeypatch.setattr(sweep, "prune_and_train", None)
     assert sweep.sweep("vgg_mini", [0], **options) == records
+
+
+def test_a_sweep_leaves_what_another_process_is_at_for_later(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CDLIB_RESULTS", str(tmp_path / "results"))
+    options: dict[str, Any] = {"data": "digits", "epochs": 1, "runs": 1}
+    taken, *others = [p for p in sweep.plans("vgg_mini", **options) if p["method"]["name"] == "unstructured"]
+    work = tmp_path / "_build" / "work" / "pruning"
+    work.mkdir(parents=True)
+    tried = []
+    with contextlib.ExitStack() as other_process:
+        other_process.enter_context(alone(work / f"{store.key('pruning', taken, 0)}.lock"))
+
+        def attempt(experiment: str, function: Any, plan: dict[str, Any], **given: Any) -> store.Record:
+            tried.append(plan)
+            if plan == taken:  # or this would wait for ever
+                other_process.close()
+            return run(experiment, lambda *_: {}, plan, **given)
+
+        monkeypatch.setattr(sweep, "run", attempt)
+        records = sweep.sweep("vgg_mini", [0], only=["unstructured"], progress=False, **options)
+    assert tried == [*others, taken]
+    assert [r["parameters"] for r in records] == [taken, *others]
 
 
 def test_the_sweep_has_the_methods_at_all_their_targets() -> None:

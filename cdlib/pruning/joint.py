@@ -7,7 +7,7 @@ moved is left to the methods.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from textwrap import shorten
 from typing import Any
 
@@ -45,6 +45,8 @@ class GroupSparse(torch.optim.Optimizer):
         periods: int,
         min_width: int,
     ) -> None:
+        if isinstance(base, GroupSparse):
+            raise CdlibError(f"base={type(base).__name__} prunes already: give the optimizer below it.")
         check_ratio(target, "target")
         given = {"start": start, "steps": steps, "periods": periods, "min_width": min_width}
         for name, value in given.items():
@@ -75,7 +77,18 @@ class GroupSparse(torch.optim.Optimizer):
         return int(self.zero.sum()) / self.units.count
 
     def drop(self) -> dict[str, list[int]]:
-        """Return the units that are zero for good, by group: for `cdlib.remove`."""
+        """Return the units that are zero for good, by group: for `cdlib.remove`.
+
+        Raises
+        ------
+        CdlibError
+            If they are not zero: gradients were no finite numbers, or weights were changed by something else.
+        """
+        if wrong := self.units.named(self.zero & (self.units.lengths() != 0)):
+            raise CdlibError(
+                f"units of {', '.join(wrong)} are not zero any more: the loss was no finite number, or something else "
+                "than this optimizer changed them. Lower the learning rate, or load the weights of this state."
+            )
         return self.units.named(self.zero)
 
     @torch.no_grad()
@@ -119,7 +132,7 @@ class GroupSparse(torch.optim.Optimizer):
         """The state of the base and of the units; tensors are not copied."""
         own = {
             **self._identity(),
-            "step_count": self.step_count,
+            **{name: getattr(self, name) for name in self._counts},
             "redundant": self.redundant,
             "zero": self.zero,
         }
@@ -133,7 +146,7 @@ class GroupSparse(torch.optim.Optimizer):
         CdlibError
             If it is of another kind of optimizer, network or options.
         """
-        rest = dict(state_dict)
+        rest = dict(state_dict) if isinstance(state_dict, Mapping) else {}
         own = rest.pop("group_sparse", None)
         state = own if isinstance(own, dict) else {}
         for what, value in self._identity().items():
@@ -145,7 +158,8 @@ class GroupSparse(torch.optim.Optimizer):
                 )
         try:
             marks = torch.stack([state[name] for name in ("redundant", "zero")])
-            marks, step_count = marks.to(self.zero).view(2, *self.zero.shape), int(state["step_count"])
+            marks = marks.to(self.zero).view(2, *self.zero.shape)
+            counts = {name: int(state[name]) for name in self._counts}
             self.base.load_state_dict(rest)
         except (KeyError, TypeError, ValueError, RuntimeError) as error:
             raise CdlibError(
@@ -153,7 +167,8 @@ class GroupSparse(torch.optim.Optimizer):
             ) from error
         self.param_groups, self.state = self.base.param_groups, self.base.state
         self.units.regroup(self.base)
-        self.step_count = step_count
+        for name, count in counts.items():
+            setattr(self, name, count)
         self.redundant.copy_(marks[0])
         self.zero.copy_(marks[1])
         self._settle()
@@ -164,6 +179,9 @@ class GroupSparse(torch.optim.Optimizer):
 
     _looks_back = False
     """Whether moving needs the values from before the base's step."""
+
+    _counts: tuple[str, ...] = ("step_count",)
+    """The numbers that belong to the state."""
 
     def _options(self) -> dict[str, float | str]:
         return {

@@ -72,7 +72,7 @@ def unstructured(
         If an option is out of range, a name matches no layer, a weight is computed (by weight norm, say), shared with
         another module or not finite, more is masked already than is asked for, or the network cannot be captured.
     """
-    amounts = _checked({"conv": conv, "linear": linear}, by, scope)
+    amounts = _checked({"conv": conv, "linear": linear}, by, scope, seed)
     if isinstance(layers, str):
         raise CdlibError(f"layers={layers!r} is a single text: give a list of names, [{layers!r}].")
     if layers is not None and not (isinstance(layers, Iterable) and (layers := list(layers))):
@@ -150,7 +150,7 @@ class Gradual:
         scope: str = "local",
         seed: int = 0,
     ) -> None:
-        self.final = _checked({"conv": conv, "linear": linear}, by, scope)
+        self.final = _checked({"conv": conv, "linear": linear}, by, scope, seed)
         for name, value, least in (("begin", begin, 0), ("end", end, 0), ("every", every, 1)):
             check_whole(name, value, least)
         if begin >= end:
@@ -263,9 +263,10 @@ def _chosen(model: nn.Module, called: set[str], layers: list[str] | None) -> Lay
     return chosen
 
 
-def _checked(amounts: dict[str, float], by: str, scope: str) -> dict[str, float]:
+def _checked(amounts: dict[str, float], by: str, scope: str, seed: int) -> dict[str, float]:
     for name, amount in amounts.items():
         check_ratio(amount, name)
     check_choice("criterion", by, CRITERIA)
     check_choice("scope", scope, SCOPES)
+    check_whole("seed", seed, 0)
     return amounts

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -171,6 +170,7 @@ class DHSPG(GroupSparse):
     """
 
     _looks_back = True
+    _counts = ("step_count", "forced")
 
     def __init__(
         self,
@@ -193,17 +193,6 @@ class DHSPG(GroupSparse):
     def _options(self) -> dict[str, float | str]:
         rule = {name: getattr(self, name) for name in ("penalty", "amplify", "coefficient", "epsilon")}
         return {**super()._options(), **rule}
-
-    def state_dict(self) -> dict[str, Any]:
-        """As that of `GroupSparse`, with `forced`."""
-        state = super().state_dict()
-        state["group_sparse"]["forced"] = self.forced
-        return state
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """As that of `GroupSparse`."""
-        super().load_state_dict(state_dict)
-        self.forced = state_dict["group_sparse"]["forced"]
 
     def _redundant(self, period: int, x: Tensor, d: Tensor, xd: Tensor) -> Tensor:
         """Those with the highest 0.5 norm(cos(-x, -d)) + 0.5 norm(1 / (|x| / size))."""

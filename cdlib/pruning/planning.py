@@ -13,11 +13,12 @@ from dataclasses import dataclass
 from torch import nn
 
 from cdlib.capture import ExampleInput
+from cdlib.complexity import profile
 from cdlib.errors import CdlibError, check_choice
 from cdlib.pruning.groups import Groups
 from cdlib.pruning.meter import RESOURCES, Meter
 from cdlib.pruning.saliency import check_ratio
-from cdlib.pruning.subnet import cut, slices_of
+from cdlib.pruning.subnet import cut, rewritten, slices_of
 
 UNITS = "units"
 """Counted beside the `RESOURCES` of the meter: the units of all prunable groups."""
@@ -77,6 +78,7 @@ def take(
     limits: Limits,
     *,
     total: int | None = None,
+    spare: int = 0,
 ) -> Plan:
     """Draw groups and take units off them until the target is reached.
 
@@ -98,6 +100,8 @@ def take(
         Of the widths.
     total : int, optional
         By default what the network has of the resource, and then it is checked first that widths can reach the target.
+    spare : int, default 0
+        What is counted on top of what is left: see `cut_to`.
 
     Returns
     -------
@@ -115,11 +119,14 @@ def take(
     before = dict(meter.totals)
     if total is None:
         total = amount(meter, resource)
-        check_reach(Meter(model, groups), limits, resource, target)
+        check_reach(Meter(model, groups), limits, resource, target, spare)
     most = total * (1 - target)
     trace = []
-    while amount(meter, resource) > most:
-        name = draw(meter, [name for name, width in meter.kept.items() if limits.next_width(width)])
+    while (left := amount(meter, resource) + spare) > most:
+        names = [name for name, width in meter.kept.items() if limits.next_width(width)]
+        if not names:
+            raise _out_of_reach(target, resource, 1 - left / total)
+        name = draw(meter, names)
         width = meter.kept[name]
         fewer = width - limits.next_width(width)
         gone = meter.groups[name].size - width
@@ -134,7 +141,7 @@ def amount(meter: Meter, resource: str) -> int:
     return sum(meter.kept.values()) if resource == UNITS else meter.totals[resource]
 
 
-def check_reach(meter: Meter, limits: Limits, resource: str, target: float) -> None:
+def check_reach(meter: Meter, limits: Limits, resource: str, target: float, spare: int = 0) -> None:
     """Raise a CdlibError unless the narrowest widths are small enough; the meter is used up."""
     total = amount(meter, resource)
     for name, width in list(meter.kept.items()):
@@ -142,19 +149,80 @@ def check_reach(meter: Meter, limits: Limits, resource: str, target: float) -> N
         while narrower := limits.next_width(least):
             least = narrower
         meter.drop(name, range(least, width))
-    if (left := amount(meter, resource)) > total * (1 - target):
-        reached = math.floor(1000 * (1 - left / total)) / 1000
-        raise CdlibError(
-            f"target={target!r} cannot be reached: with all groups at their least width, {reached} of "
-            f"{resource} is gone. Give at most that, or a smaller min_width, step or round_to."
-        )
+    if (left := amount(meter, resource) + spare) > total * (1 - target):
+        raise _out_of_reach(target, resource, 1 - left / total)
 
 
-def cut_by(
-    done: Plan, model: nn.Module, example_input: ExampleInput, groups: Groups, batch_dim: int | None
+def _out_of_reach(target: float, resource: str, reached: float) -> CdlibError:
+    """What to raise when all groups are at their least width, and a target is missed."""
+    return CdlibError(
+        f"target={target!r} cannot be reached: with all groups at their least width, "
+        f"{math.floor(1000 * reached) / 1000} of {resource} is gone. Give at most that, or a smaller min_width, step "
+        "or round_to."
+    )
+
+
+def cut_to(
+    target: float,
+    planned: Callable[..., Plan],
+    model: nn.Module,
+    example_input: ExampleInput,
+    groups: Groups,
+    resource: str,
+    batch_dim: int | None,
+    total: int | None = None,
 ) -> nn.Module:
-    """Return a copy of the network without what a plan drops; raises as `cdlib.remove`."""
-    return cut(model, example_input, groups.walk, slices_of(groups, done.drop), batch_dim)
+    """Return a copy of the network without what a plan drops.
+
+    Where a cut rewrites a module (attention), the new one keeps other activations, and only the cut network tells how
+    many. So it is counted, and if the target is missed, the least number of draws that reaches it is searched for.
+
+    Parameters
+    ----------
+    target : float
+        The share of `total` to remove.
+    planned : callable
+        Gets what to `spare`, by that name, and returns a plan of `take`.
+    model, example_input, groups, batch_dim
+        As for `cdlib.remove`.
+    resource : str
+        What is counted.
+    total : int, optional
+        By default what the network has of the resource.
+
+    Returns
+    -------
+    nn.Module
+
+    Raises
+    ------
+    CdlibError
+        As `take` or `cdlib.remove`.
+    """
+
+    def attempt(spare: int) -> tuple[nn.Module, int, int]:
+        """The network, by how many draws, and how many bytes it has too many."""
+        done = planned(spare=spare)
+        small = cut(model, example_input, groups.walk, slices_of(groups, done.drop), batch_dim)
+        if resource != "activation_bytes" or not rewritten(small):
+            return small, len(done.trace), 0
+        most = (total or done.before[resource]) * (1 - target)
+        return small, len(done.trace), max(0, math.ceil(profile(small, example_input).activation_bytes - most))
+
+    high, low = 0, (0, 0)
+    small, draws, missing = attempt(high)
+    while missing:
+        low = high, draws
+        high += missing
+        small, draws, missing = attempt(high)
+    while high - low[0] > 1 and draws - low[1] > 1:
+        between = (low[0] + high) // 2
+        other, its_draws, missing = attempt(between)
+        if missing:
+            low = between, its_draws
+        else:
+            small, high, draws = other, between, its_draws
+    return small
 
 
 def check_whole(name: str, value: object, least: int) -> None:

@@ -8,6 +8,7 @@ al. 2017, arXiv:1708.06519; Molchanov et al. 2019, arXiv:1906.10771). Training i
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 
 import torch
 from torch import nn
@@ -17,7 +18,7 @@ from cdlib.data import Split
 from cdlib.errors import CdlibError, check_choice
 from cdlib.pruning.groups import Groups, find_groups
 from cdlib.pruning.meter import Meter
-from cdlib.pruning.planning import UNITS, Limits, amount, check_reach, check_whole, cut_by, take
+from cdlib.pruning.planning import UNITS, Limits, amount, check_reach, check_whole, cut_to, take
 from cdlib.pruning.saliency import MEASURES, check_ratio, scores, with_gradients
 from cdlib.pruning.widths import evenly
 
@@ -101,8 +102,9 @@ def ranking(
             total = amount(meter, resource)
             check_reach(meter, limits, resource, target)
         order, draw = _ranked(with_gradients(model, data) if data else model, groups, by, scope, seed)
-        plan = take(model, groups, order, draw, target * done / rounds, resource, limits, total=total)
-        model = cut_by(plan, model, example_input, groups, batch_dim)
+        share = target * done / rounds
+        planned = partial(take, model, groups, order, draw, share, resource, limits, total=total)
+        model = cut_to(share, planned, model, example_input, groups, resource, batch_dim, total)
         if between and done < rounds:
             between(model)
     return model

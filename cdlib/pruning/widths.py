@@ -12,16 +12,17 @@ reach at the same cost is what the shares are worth.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import Any
+from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 from torch import nn
 
 from cdlib.capture import ExampleInput
-from cdlib.errors import check_choice
+from cdlib.errors import CdlibError, check_choice
 from cdlib.pruning.groups import Groups, find_groups
 from cdlib.pruning.meter import RESOURCES, Meter
-from cdlib.pruning.planning import Limits, Plan, check_whole, cut_by, take
+from cdlib.pruning.planning import Limits, Plan, check_whole, cut_to, take
 
 MODES = {"PA": "params", "FA": "macs", "MA": "activation_bytes"}
 """What the modes are aware of: the resource of `cdlib.profile` that a target counts, and that weighs the draws."""
@@ -55,8 +56,7 @@ def complexity_driven(
     example_input : tensor or tuple
         What it is called with. FLOPs and memory depend on its size.
     mode : {"PA", "FA", "MA"}, default "PA"
-        Whether shares are of parameters, of MACs (half the FLOPs) or of the bytes of activations. These are counted
-        for the modules that there are: where a cut rewrites one (attention), it may keep other values in between.
+        Whether shares are of parameters, of MACs (half the FLOPs) or of the bytes of activations.
     target : float, default 0.5
         The share of the network's own total of that resource to remove, from 0 to below 1. The last draw is the
         one that reaches it.
@@ -88,34 +88,59 @@ def complexity_driven(
         If an option is out of range, nothing is prunable, or no widths reach the target (the error says what they
         reach); or as `cdlib.remove`.
     """
-    limits: dict[str, Any] = {"step": step, "min_width": min_width, "round_to": round_to}
-    options: dict[str, Any] = {"stop_at": stop_at, "recompute": recompute, "keep": keep, "batch_dim": batch_dim}
-    return _method("complexity_driven", model, example_input, mode, target, seed, **limits, **options)
+    what = _Draws("complexity_driven", mode, target, seed, Limits(step, min_width, round_to), stop_at, recompute)
+    return _smaller(what, model, example_input, keep, batch_dim)
 
 
 def uniform_width(
-    model: nn.Module, example_input: ExampleInput, mode: str = "PA", target: float = 0.5, seed: int = 0, **options: Any
+    model: nn.Module,
+    example_input: ExampleInput,
+    mode: str = "PA",
+    target: float = 0.5,
+    seed: int = 0,
+    *,
+    step: int = 1,
+    recompute: bool = True,
+    min_width: int = 1,
+    round_to: int = 1,
+    stop_at: str | None = None,
+    keep: Iterable[str] = (),
+    batch_dim: int | None = 0,
 ) -> nn.Module:
     """Return a network in which all groups lost the same share of their units: the plain way to make it smaller.
 
     Takes `step` units at a time off the group that kept the largest share of its own, until the target is reached.
     The seed decides only which units go, not how many; `recompute` changes nothing.
 
-    Parameters, ``**options`` included, errors and result are those of `complexity_driven`.
+    Parameters, errors and result are those of `complexity_driven`.
     """
-    return _method("uniform_width", model, example_input, mode, target, seed, **options)
+    what = _Draws("uniform_width", mode, target, seed, Limits(step, min_width, round_to), stop_at, recompute)
+    return _smaller(what, model, example_input, keep, batch_dim)
 
 
 def random_draw(
-    model: nn.Module, example_input: ExampleInput, mode: str = "PA", target: float = 0.5, seed: int = 0, **options: Any
+    model: nn.Module,
+    example_input: ExampleInput,
+    mode: str = "PA",
+    target: float = 0.5,
+    seed: int = 0,
+    *,
+    step: int = 1,
+    recompute: bool = True,
+    min_width: int = 1,
+    round_to: int = 1,
+    stop_at: str | None = None,
+    keep: Iterable[str] = (),
+    batch_dim: int | None = 0,
 ) -> nn.Module:
     """Return a network with widths drawn at random, all groups with the same probability.
 
     Like `complexity_driven`, without its weights; `recompute` changes nothing.
 
-    Parameters, ``**options`` included, errors and result are those of `complexity_driven`.
+    Parameters, errors and result are those of `complexity_driven`.
     """
-    return _method("random_draw", model, example_input, mode, target, seed, **options)
+    what = _Draws("random_draw", mode, target, seed, Limits(step, min_width, round_to), stop_at, recompute)
+    return _smaller(what, model, example_input, keep, batch_dim)
 
 
 def plan(
@@ -126,9 +151,11 @@ def plan(
     target: float = 0.5,
     seed: int = 0,
     *,
-    stop_at: str | None = None,
+    step: int = 1,
     recompute: bool = True,
-    **limits: int,
+    min_width: int = 1,
+    round_to: int = 1,
+    stop_at: str | None = None,
 ) -> Plan:
     """Return what one of the three methods would remove, draw by draw, without cutting anything.
 
@@ -140,8 +167,8 @@ def plan(
         What `cdlib.find_groups` returned for it.
     method : {"complexity_driven", "uniform_width", "random_draw"}
         Which of them.
-    mode, target, seed, stop_at, recompute, **limits
-        As for `complexity_driven`; the limits are `step`, `min_width` and `round_to`.
+    mode, target, seed, step, recompute, min_width, round_to, stop_at
+        As for `complexity_driven`.
 
     Returns
     -------
@@ -152,28 +179,47 @@ def plan(
     CdlibError
         As `complexity_driven`.
     """
-    check_choice("method", method, METHODS)
-    check_choice("mode", mode, MODES)
-    if stop_at is not None:
-        check_choice("resource in stop_at:", stop_at, RESOURCES)
-    check_whole("seed", seed, 0)
-    rng = np.random.default_rng(seed)
-    order = {group.name: rng.permutation(group.size).tolist() for group in groups.prunable}
-    draw = METHODS[method](rng, MODES[mode], recompute)
-    return take(model, groups, order, draw, target, stop_at or MODES[mode], Limits(**limits))
+    return _Draws(method, mode, target, seed, Limits(step, min_width, round_to), stop_at, recompute)(model, groups)
 
 
-def _method(
-    method: str,
-    model: nn.Module,
-    example_input: ExampleInput,
-    *what: Any,
-    keep: Iterable[str] = (),
-    batch_dim: int | None = 0,
-    **options: Any,
+@dataclass(frozen=True)
+class _Draws:
+    """Which draws are made, and until when."""
+
+    method: str
+    mode: str
+    target: float
+    seed: int
+    limits: Limits
+    stop_at: str | None
+    recompute: bool
+
+    def __post_init__(self) -> None:
+        check_choice("method", self.method, METHODS)
+        check_choice("mode", self.mode, MODES)
+        if self.stop_at is not None:
+            check_choice("resource in stop_at:", self.stop_at, RESOURCES)
+        check_whole("seed", self.seed, 0)
+        if not isinstance(self.recompute, bool):
+            raise CdlibError(f"recompute={self.recompute!r}: give True or False.")
+
+    @property
+    def resource(self) -> str:
+        return self.stop_at or MODES[self.mode]
+
+    def __call__(self, model: nn.Module, groups: Groups, spare: int = 0) -> Plan:
+        rng = np.random.default_rng(self.seed)
+        order = {group.name: rng.permutation(group.size).tolist() for group in groups.prunable}
+        draw = METHODS[self.method](rng, MODES[self.mode], self.recompute)
+        return take(model, groups, order, draw, self.target, self.resource, self.limits, spare=spare)
+
+
+def _smaller(
+    draws: _Draws, model: nn.Module, example_input: ExampleInput, keep: Iterable[str], batch_dim: int | None
 ) -> nn.Module:
     groups = find_groups(model, example_input, keep=keep, batch_dim=batch_dim)
-    return cut_by(plan(model, groups, method, *what, **options), model, example_input, groups, batch_dim)
+    planned = partial(draws, model, groups)
+    return cut_to(draws.target, planned, model, example_input, groups, draws.resource, batch_dim)
 
 
 class _ByComplexity:

@@ -6,7 +6,8 @@ Every method gets the same data, recipe and measurement, so that records can be 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import inspect
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from torch import Tensor, nn
 from cdlib import data, models, pruning, report, train
 from cdlib.complexity import profile
 from cdlib.data import Dataset
-from cdlib.errors import check_choice
+from cdlib.errors import CdlibError, check_choice, unknown
 from cdlib.pruning.groups import find_groups
 from cdlib.pruning.storage import FORMS, encode
 from cdlib.pruning.subnet import copied, remove
@@ -57,14 +58,33 @@ def prune_and_train(parameters: dict[str, Any], seed: int, workdir: Path) -> dic
     Raises
     ------
     CdlibError
-        For a name, an option or a field that is unknown, or a training that diverges.
+        For a name, an option or a field that is unknown or missing, or a value that is out of range, before anything is
+        trained; and for a training that diverges.
     """
-    job = _Job(parameters, seed, workdir)
+    for key in ("data", "model", "options", "recipe", "runs", "method"):
+        _entry(parameters, key)
     method = dict(parameters["method"])
-    name = method.pop("name")
+    name = _entry(method, "name")
+    del method["name"]
     check_choice("method", name, METHODS)
+    job = _Job(parameters, seed, workdir)
     extra = _RUNS[name](job, method)
     return {**job.measured(), **extra}
+
+
+def _entry(given: dict[str, Any], key: str) -> Any:
+    """Return what must be given."""
+    if key not in given:
+        raise CdlibError(f"{key!r} is missing; only {', '.join(map(repr, given)) or 'nothing'} is given.")
+    return given[key]
+
+
+def _accepted(function: Callable[..., Any], given: Iterable[str], what: str) -> None:
+    """Raise unless a function takes arguments of these names."""
+    names = inspect.signature(function).parameters
+    for name in given:
+        if name not in names:
+            raise unknown(what, name, names)
 
 
 class _Job:
@@ -72,6 +92,7 @@ class _Job:
 
     def __init__(self, parameters: dict[str, Any], seed: int, workdir: Path) -> None:
         self.parameters, self.seed, self.workdir = parameters, seed, workdir
+        _accepted(Recipe, parameters["recipe"], "field of a recipe:")
         self.recipe = Recipe(**parameters["recipe"])
         self.dataset: Dataset = data.load(parameters["data"])
         self.dense = models.build(parameters["model"], len(self.dataset.classes), **parameters["options"])
@@ -97,8 +118,11 @@ class _Job:
         self.seconds += fitted.seconds
         self.validation = float(fitted.history["validation_accuracy"].iloc[-1])
 
-    def tuned(self, fields: dict[str, Any]) -> Recipe:
-        """The recipe of training that follows."""
+    def tuned(self, method: dict[str, Any]) -> Recipe:
+        """Take the recipe of training that follows from the options of a method."""
+        fields = _entry(method, "fine_tune")
+        del method["fine_tune"]
+        _accepted(Recipe, fields, "field of a recipe:")
         return replace(self.recipe, **fields)
 
     def scaled(self) -> Recipe:
@@ -132,15 +156,16 @@ class _Job:
 
 def _dense(job: _Job, method: dict[str, Any]) -> dict[str, Any]:
     """The dense network, with further training if asked: what methods that train further are compared with."""
+    further = job.tuned(method) if "fine_tune" in method else None
     job.start_trained()
-    if tuning := method.pop("fine_tune", None):
-        job.fit(job.dense, job.tuned(tuning))
+    if further:
+        job.fit(job.dense, further)
     return {}
 
 
 def _switched_off(job: _Job, method: dict[str, Any]) -> dict[str, Any]:
     """The trained dense network with all parameters of a name at zero, to see whether it needs what they scale."""
-    name = method.pop("parameter")
+    name = _entry(method, "parameter")
     check_choice("parameter", name, {path.rpartition(".")[2] for path, _ in job.dense.named_parameters()})
     job.start_trained()
     job.model = copied(job.dense)
@@ -156,6 +181,7 @@ def _widths(function: Callable[..., nn.Module]) -> Callable[[_Job, dict[str, Any
         budget = method.pop("budget", None)
         if budget is not None:
             check_choice("budget", budget, ["dense"])
+        _accepted(function, method, "option:")
         job.model = function(job.dense, job.example, seed=job.seed, **method)
         job.fit(job.model, job.scaled() if budget else job.recipe)
         return {}
@@ -163,21 +189,25 @@ def _widths(function: Callable[..., nn.Module]) -> Callable[[_Job, dict[str, Any
     return run
 
 
-def _ranking(job: _Job, method: dict[str, Any]) -> dict[str, Any]:
-    tuning = method.pop("fine_tune")
+def _after_training(function: Callable[..., nn.Module], job: _Job, method: dict[str, Any]) -> tuple[nn.Module, float]:
+    """Train, prune and train again; returns the network and its accuracy before the latter."""
+    recipe = job.tuned(method)
+    _accepted(function, method, "option:")
+    function(job.dense, job.example, seed=job.seed, **method)  # what is wrong with it shows before it is trained
     job.start_trained()
-    job.model = pruning.ranking(job.dense, job.example, seed=job.seed, **method)
-    before = job.accuracy(job.model)
-    job.fit(job.model, job.tuned(tuning))
+    pruned = function(job.dense, job.example, seed=job.seed, **method)
+    before = job.accuracy(pruned)
+    job.fit(pruned, recipe)
+    return pruned, before
+
+
+def _ranking(job: _Job, method: dict[str, Any]) -> dict[str, Any]:
+    job.model, before = _after_training(pruning.ranking, job, method)
     return {"accuracy_before_tuning": before}
 
 
 def _unstructured(job: _Job, method: dict[str, Any]) -> dict[str, Any]:
-    tuning = method.pop("fine_tune")
-    job.start_trained()
-    masked = pruning.unstructured(job.dense, job.example, seed=job.seed, **method)
-    before = job.accuracy(masked)
-    job.fit(masked, job.tuned(tuning))
+    masked, before = _after_training(pruning.unstructured, job, method)
     job.model = pruning.permanent(masked)
     return {
         "accuracy_before_tuning": before,
@@ -190,7 +220,9 @@ def _joint(function: Callable[..., Any]) -> Callable[[_Job, dict[str, Any]], dic
     def run(job: _Job, method: dict[str, Any]) -> dict[str, Any]:
         """`start_epochs` and `prune_epochs` are the method's steps in epochs."""
         a_epoch = len(job.dataset.train) // job.recipe.batch_size
-        method["start"], method["steps"] = (method.pop(key) * a_epoch for key in ("start_epochs", "prune_epochs"))
+        method["start"], method["steps"] = (_entry(method, key) * a_epoch for key in ("start_epochs", "prune_epochs"))
+        del method["start_epochs"], method["prune_epochs"]
+        _accepted(function, method, "option:")
         made: list[Any] = []
 
         def wrap(base: torch.optim.Optimizer) -> torch.optim.Optimizer:

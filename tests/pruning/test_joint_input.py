@@ -13,7 +13,6 @@ from torch import nn
 import cdlib
 from cdlib import CdlibError, data, models
 from cdlib.pruning import dhspg, hesso
-from cdlib.pruning.oto import HESSO
 from tests.pruning.joint_setup import BASES, METHODS, X, chain, make
 
 
@@ -59,24 +58,55 @@ def test_a_state_of_another_network_or_with_other_options_is_refused(method: str
         another.load_state_dict(state)
 
 
-def test_a_state_is_checked_before_anything_is_loaded() -> None:
-    def over(base: Any, model: nn.Module) -> HESSO:
-        return hesso(model, X, base(model.parameters()), steps=4)
+@pytest.mark.parametrize("method", [hesso, dhspg])
+def test_a_state_is_checked_before_anything_is_loaded(method: Any) -> None:
+    def over(base: Any, model: nn.Module) -> Any:
+        return method(model, X, base(model.parameters()), steps=4)
 
     sgd, adam = BASES["momentum"], BASES["adam"]
     state = over(sgd, chain()).state_dict()
     wide = nn.Sequential(*chain()[:4], nn.Linear(5, 3)).double()
     for optimizer, message in (
-        (over(adam, chain()), "base of it: SGD, of this: Adam"),
+        (over(adam, chain()), "base of it: SGD, of this: Adam" if method is hesso else "options of it"),
         (over(sgd, wide), "shapes of it"),
     ):
         with pytest.raises(CdlibError, match=message):
             optimizer.load_state_dict(state)
-    mine = over(sgd, chain())
-    for damage in ({"redundant": torch.zeros(3)}, {"step_count": None}):
-        with pytest.raises(CdlibError, match="is damaged"):
-            mine.load_state_dict({**state, "group_sparse": {**state["group_sparse"], **damage}})
-    assert mine.step_count == 0 and not mine.redundant.any()
+    trained = chain()
+    later = over(sgd, trained)
+    for parameter in trained.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    later.step()
+    state, mine = later.state_dict(), over(sgd, chain())
+    for name in {*state["group_sparse"]} - {"units", "options", "base", "shapes"}:
+        for damage in ({}, {name: torch.zeros(3)}):
+            own = {key: value for key, value in state["group_sparse"].items() if key != name}
+            with pytest.raises(CdlibError, match="is damaged"):
+                mine.load_state_dict({**state, "group_sparse": {**own, **damage}})
+    for nothing in (None, 5, {}):
+        with pytest.raises(CdlibError, match="is not of this"):
+            mine.load_state_dict(nothing)
+    assert mine.step_count == 0 and not mine.redundant.any() and not mine.state
+
+
+@pytest.mark.parametrize("method", [hesso, dhspg])
+def test_units_that_are_no_longer_zero_are_not_removed(method: Any) -> None:
+    model = chain()
+    optimizer = method(model, X, BASES["sgd"](model.parameters()), steps=2)
+    for value in (1.0, 1.0, math.nan):
+        for parameter in model.parameters():
+            parameter.grad = torch.full_like(parameter, value)
+        optimizer.step()
+        if optimizer.step_count == 2:
+            assert optimizer.drop()
+    with pytest.raises(CdlibError, match="are not zero any more: the loss was no finite number"):
+        optimizer.drop()
+
+
+def test_one_is_not_put_over_another() -> None:
+    model = chain()
+    with pytest.raises(CdlibError, match="base=HESSO prunes already: give the optimizer below it"):
+        dhspg(model, X, hesso(model, X, BASES["sgd"](model.parameters()), steps=3), steps=3)
 
 
 def test_weights_that_are_no_numbers_are_not_ranked() -> None:

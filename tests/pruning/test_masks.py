@@ -324,6 +324,8 @@ def not_a_number(layer: Any) -> None:
     ("options", "message"),
     [
         ({"conv": 1.0}, "conv=1.0 is no share"),
+        ({"seed": "a"}, "seed='a': give an integer of at least 0"),
+        ({"seed": None}, "seed=None"),
         ({"linear": -0.5}, "linear=-0.5 is no share"),
         ({"by": "l2"}, "unknown criterion 'l2'"),
         ({"scope": "layer"}, "unknown scope 'layer'"),
@@ -349,6 +351,7 @@ def test_bad_input(options: dict[str, Any], message: str) -> None:
         ({"begin": 5, "end": 5}, "begin=5, end=5"),
         ({"end": 5, "every": 0}, "every=0"),
         ({"end": 5, "conv": 1}, "conv=1 is no share"),
+        ({"end": 5, "seed": -1}, "seed=-1: give an integer of at least 0"),
         ({"end": 5, "model": network()}, "has no masks"),
         ({"end": 10.5}, "end=10.5: give an integer"),
         ({"end": float("inf")}, "end=inf: give an integer"),

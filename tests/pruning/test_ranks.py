@@ -75,6 +75,26 @@ def test_rounds_take_equal_parts_and_train_between_them() -> None:
     assert widths(small) == (1, 2)
 
 
+@pytest.mark.parametrize("scope", ["global", "layer"])
+def test_rounds_reach_a_target_in_activations_though_a_cut_rewrites_attention(scope: str) -> None:
+    torch.manual_seed(0)
+    layer = nn.TransformerEncoderLayer(24, 4, 48, batch_first=True)
+    model, x = nn.Sequential(nn.Linear(16, 24), layer, nn.Linear(24, 5)).eval(), torch.zeros(2, 6, 16)
+
+    def left(target: float) -> float:
+        small = ranking(model, x, target, resource="activation_bytes", rounds=2, scope=scope)
+        return cdlib.profile(small, x).activation_bytes / cdlib.profile(model, x).activation_bytes
+
+    assert left(0.4) <= 0.6
+    assert left(0.85) <= 0.15
+    target = 0.95
+    for _ in range(2):  # the first error counts attention as it is, the second as it becomes
+        with pytest.raises(CdlibError, match="cannot be reached") as error:
+            left(target)
+        target = float(str(error.value).split("width, ")[1].split(" of")[0])
+    assert left(target) <= 1 - target
+
+
 def test_every_round_ranks_anew() -> None:
     def turn(model: Any) -> None:
         with torch.no_grad():

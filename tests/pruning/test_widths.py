@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections import Counter
 from itertools import pairwise
 from typing import Any
@@ -50,6 +51,39 @@ def test_the_target_is_met_within_one_draw(resnet: Any, method: str, mode: str) 
         meter.drop(name, [u for u in meter.left(name).tolist() if u in done.drop[name]][:fewer])
     assert meter.totals[resource] > most
     assert Counter(name for name, _ in done.trace) == {name: len(units) for name, units in done.drop.items()}
+
+
+def attention() -> nn.Sequential:
+    torch.manual_seed(0)
+    layer = nn.TransformerEncoderLayer(24, 4, 48, batch_first=True)
+    return nn.Sequential(nn.Linear(16, 24), layer, nn.Linear(24, 5)).eval()
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("target", [0.2, 0.4])
+def test_activations_of_what_a_cut_rewrites_count_too(method: str, target: float) -> None:
+    """A cut replaces attention by its operators, which keep what the fused one does not."""
+    model, x = attention(), torch.zeros(2, 6, 16)
+    most = (1 - target) * cdlib.profile(model, x).activation_bytes
+    groups = cdlib.find_groups(model, x)
+    small = getattr(cdlib.pruning, method)(model, x, "MA", target, seed=1)
+    assert cdlib.profile(small, x).activation_bytes <= most
+    gone = {g.name: g.size for g in groups.prunable}
+    for group in cdlib.find_groups(small, x).prunable:
+        gone[group.name] -= group.size
+    draws = sum(gone.values())
+    trace = plan(model, groups, method, "MA", 0.9, seed=1).trace
+    drop: dict[str, list[int]] = {}
+    rng = np.random.default_rng(1)
+    order = {group.name: rng.permutation(group.size).tolist() for group in groups.prunable}
+    for name, _ in trace[: draws - 1]:
+        drop.setdefault(name, []).append(order[name][len(drop.get(name, []))])
+    assert cdlib.profile(cdlib.remove(model, x, drop), x).activation_bytes > most  # with a draw less
+
+
+def test_the_controls_have_the_same_signature() -> None:
+    one, *others = [inspect.signature(getattr(cdlib.pruning, method)) for method in METHODS]
+    assert all(other == one for other in others)
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -174,6 +208,7 @@ def test_a_target_out_of_reach_names_one_that_is_not() -> None:
         ({"min_width": 0.5}, "min_width=0.5"),
         ({"round_to": True}, "round_to=True"),
         ({"seed": -1}, "seed=-1"),
+        ({"recompute": "no"}, "recompute='no': give True or False"),
         ({"stop_at": "flops"}, "unknown resource in stop_at: 'flops'"),
         ({"keep": ["head"]}, "unknown module or parameter in keep: 'head'"),
     ],

@@ -172,6 +172,45 @@ def test_the_sweep_has_the_methods_at_all_their_targets() -> None:
 
 
 @pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        ("ranking", {"target": 1.5}, "target=1.5"),
+        ("ranking", {"target": 0.9999}, "cannot be reached"),
+        ("ranking", {"by": "l9"}, "saliency 'l9'"),
+        ("ranking", {"targt": 0.5}, "option: 'targt'.*did you mean 'target'"),
+        ("ranking", {"fine_tune": {"epoch": 3}}, "field of a recipe: 'epoch'.*did you mean 'epochs'"),
+        ("unstructured", {"conv": 1.5}, "conv=1.5"),
+        ("dense", {"fine_tune": {"epochs": -1}}, "epochs"),
+        ("uniform_width", {"stpe": 2}, "option: 'stpe'.*did you mean 'step'"),
+        ("hesso", {"period": 2}, "option: 'period'.*did you mean 'periods'"),
+    ],
+)
+def test_what_is_wrong_with_a_method_shows_before_anything_is_trained(
+    name: str, options: dict[str, Any], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(methods.train, "fit", None)
+    with pytest.raises(CdlibError, match=message):
+        prune_and_train(parameters(name, **options), 0, tmp_path)
+
+
+@pytest.mark.parametrize("key", ["recipe", "runs", "method"])
+def test_a_missing_parameter_is_named(key: str, tmp_path: Path) -> None:
+    given = parameters("dense")
+    del given[key]
+    with pytest.raises(CdlibError, match=f"'{key}' is missing"):
+        prune_and_train(given, 0, tmp_path)
+
+
+@pytest.mark.parametrize(("name", "key"), [("ranking", "fine_tune"), ("hesso", "start_epochs"), (None, "name")])
+def test_a_missing_option_is_named(name: str | None, key: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(methods.train, "fit", None)
+    given = parameters(name or "dense")
+    del given["method"][key]
+    with pytest.raises(CdlibError, match=f"'{key}' is missing"):
+        prune_and_train(given, 0, tmp_path)
+
+
+@pytest.mark.parametrize(
     ("call", "message"),
     [
         (lambda: sweep.plans("vgg"), "'vgg'"),

@@ -6,10 +6,16 @@ Several of them make a line from the narrowest to the dense network, and the lin
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
+
 import numpy as np
 import pandas as pd
+from torch import nn
 
 from cdlib.errors import CdlibError
+from cdlib.pruning.groups import Groups
+from cdlib.pruning.meter import Meter
 
 
 def above(cases: pd.DataFrame, line: pd.DataFrame, cost: str) -> pd.Series:
@@ -47,3 +53,35 @@ def above(cases: pd.DataFrame, line: pd.DataFrame, cost: str) -> pd.Series:
     at = cases[cost].astype(float)
     there = np.interp(np.log(at), np.log(points.index), points)
     return (100 * (cases["accuracy"].astype(float) - there)).where(at.between(points.index[0], points.index[-1]))
+
+
+def recounted(model: nn.Module, groups: Groups, widths: Mapping[str, float]) -> dict[str, int]:
+    """Return what a network costs whose groups were cut to some widths: a record keeps the widths, not every count.
+
+    Parameters
+    ----------
+    model : nn.Module
+        The dense network.
+    groups : Groups
+        What `cdlib.find_groups` returned for it.
+    widths : mapping from str to number
+        How many units are left, by group: `widths` of a record. Other names are passed over, since in a network that
+        was cut to one channel a depthwise convolution becomes a group of its own.
+
+    Returns
+    -------
+    dict from str to int
+        ``params``, ``macs`` and ``activation_bytes`` of `cdlib.profile`.
+
+    Raises
+    ------
+    CdlibError
+        If a width is missing, or is none that a cut can leave.
+    """
+    meter = Meter(model, groups)
+    for name, size in list(meter.kept.items()):
+        width = widths.get(name, math.nan)
+        if not (1 <= width <= size and width == int(width)):
+            raise CdlibError(f"group {name!r} of {size} units has no width in this record, or {width!r}.")
+        meter.drop(name, range(int(width), size))
+    return dict(meter.totals)

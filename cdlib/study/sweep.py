@@ -177,5 +177,5 @@ def _methods(epochs: int, lr: float) -> list[dict[str, Any]]:
         *[ranked(resource) for resource in RESOURCES[1:]],
         ranked("params", lr=lr),
         *[dhspg(target, penalty=1.0, min_width=4) for target in (0.5, 0.7)],
-        *[{**plan, "budget": "dense"} for plan in (driven(0.5)[0], evenly[0], joint(0.5)[-1])],
+        *[{**plan, "budget": "dense"} for plan in (driven(0.5)[0], evenly[0], joint(0.5)[-1], joint(0.7)[-1])],
     ]

@@ -1,4 +1,4 @@
-"""The line of uniform widths, against values computed by hand."""
+"""The line of uniform widths, against values computed by hand; counts from widths, against those of real networks."""
 
 from __future__ import annotations
 
@@ -6,9 +6,11 @@ import re
 
 import pandas as pd
 import pytest
+import torch
 
-from cdlib import CdlibError
-from cdlib.study.controls import above
+import cdlib
+from cdlib import CdlibError, models
+from cdlib.study.controls import above, recounted
 
 
 def runs(**columns: list[float]) -> pd.DataFrame:
@@ -45,3 +47,24 @@ def test_nothing_is_said_outside_of_the_line() -> None:
 def test_what_makes_no_line(cases: pd.DataFrame, line: pd.DataFrame, message: str) -> None:
     with pytest.raises(CdlibError, match=re.escape(message)):
         above(cases, line, "macs")
+
+
+@pytest.mark.parametrize("name", ["vgg_mini", "resnet_mini", "convnext_mini"])
+def test_counts_from_widths_are_those_of_the_network(name: str) -> None:
+    model, x = models.build(name, 10), torch.zeros(1, 3, 32, 32)
+    small = cdlib.pruning.complexity_driven(model, x, "FA", 0.7, step=4)
+    widths = {group.name: group.size for group in cdlib.find_groups(small, x).prunable}
+    counted = cdlib.profile(small, x)
+    found = recounted(model, cdlib.find_groups(model, x), {**widths, "of another network": 3})
+    assert found == {key: getattr(counted, key) for key in ("params", "macs", "activation_bytes")}
+
+
+@pytest.mark.parametrize("width", [None, 0, 2.5, 1000, float("nan")])
+def test_widths_that_no_cut_can_leave(width: float | None) -> None:
+    model, x = models.build("vgg_mini", 10), torch.zeros(1, 3, 32, 32)
+    groups = cdlib.find_groups(model, x)
+    widths = {group.name: group.size for group in groups.prunable}
+    name = groups.prunable[2].name
+    del widths[name]
+    with pytest.raises(CdlibError, match=re.escape(f"group {name!r} of ")):
+        recounted(model, groups, widths if width is None else {**widths, name: width})

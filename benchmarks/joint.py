@@ -5,7 +5,8 @@
 All arms step over copies of the same network with the same gradients, one after the other in every round. A row gives
 the median over the rounds of an arm's own ratio to the base in the same round: of ``optimizer.step()`` alone, and of a
 whole training step, whose forward and backward pass is the same for all and timed once a round. Peak is the most memory
-that the step had allocated at a time, state is what the optimizer keeps beyond the base.
+that a step had allocated at a time, first the same of the very first step, in which the base makes its state and the
+arms without a warm-up choose their units; state is what the optimizer keeps beyond the base.
 """
 
 from __future__ import annotations
@@ -64,26 +65,32 @@ def rows(name: str, make: Callable[[nn.Module], torch.optim.Optimizer], argument
     optimizers = {arm: wrap(networks[arm], x[:1], make(networks[arm])) for arm, wrap in ARMS.items()}
     steps: dict[str, list[float]] = {arm: [] for arm in ARMS}
     passes: list[float] = []
+    first: dict[str, int] = {}
     for turn in range(arguments.rounds + 2):
         model.zero_grad()
         passes.append(seconds(lambda: F.cross_entropy(model(x), y).backward()))
         for arm, network in networks.items():
             for mine, given in zip(network.parameters(), model.parameters(), strict=True):
                 mine.grad = given.grad.clone()
-            steps[arm].append(seconds(optimizers[arm].step))
+            step = optimizers[arm].step
+            if not turn:
+                first[arm] = cpu_peak(step)
+            else:
+                steps[arm].append(seconds(step))
         print(f"{name}: round {turn + 1} of {arguments.rounds + 2}", end="\r", flush=True)
     found = []
     for arm, took in steps.items():
-        alone = [a / b for a, b in zip(took[2:], steps["base"][2:], strict=True)]
-        whole = [(p + a) / (p + b) for p, a, b in zip(passes[2:], took[2:], steps["base"][2:], strict=True)]
+        alone = [a / b for a, b in zip(took[1:], steps["base"][1:], strict=True)]
+        whole = [(p + a) / (p + b) for p, a, b in zip(passes[2:], took[1:], steps["base"][1:], strict=True)]
         found.append(
             {
                 "base": name,
                 "arm": arm,
-                "step ms": 1000 * statistics.median(took[2:]),
+                "step ms": 1000 * statistics.median(took[1:]),
                 "of step": statistics.median(alone),
                 "of training step": statistics.median(whole),
                 "highest": max(whole),
+                "first MB": first[arm] / 1e6,
                 "peak MB": cpu_peak(optimizers[arm].step) / 1e6,
                 "state MB": kept(optimizers[arm]) / 1e6,
             }

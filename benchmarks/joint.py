@@ -66,27 +66,31 @@ def rows(name: str, make: Callable[[nn.Module], torch.optim.Optimizer], argument
     steps: dict[str, list[float]] = {arm: [] for arm in ARMS}
     passes: list[float] = []
     first: dict[str, int] = {}
-    for turn in range(arguments.rounds + 2):
+    for turn in range(arguments.rounds + 2):  # of the first, memory; the second is a warm-up; the others are timed
         model.zero_grad()
-        passes.append(seconds(lambda: F.cross_entropy(model(x), y).backward()))
+        passing = seconds(lambda: F.cross_entropy(model(x), y).backward())
+        if turn > 1:
+            passes.append(passing)
         for arm, network in networks.items():
             for mine, given in zip(network.parameters(), model.parameters(), strict=True):
                 mine.grad = given.grad.clone()
             step = optimizers[arm].step
             if not turn:
                 first[arm] = cpu_peak(step)
-            else:
-                steps[arm].append(seconds(step))
+                continue
+            stepping = seconds(step)
+            if turn > 1:
+                steps[arm].append(stepping)
         print(f"{name}: round {turn + 1} of {arguments.rounds + 2}", end="\r", flush=True)
     found = []
     for arm, took in steps.items():
-        alone = [a / b for a, b in zip(took[1:], steps["base"][1:], strict=True)]
-        whole = [(p + a) / (p + b) for p, a, b in zip(passes[2:], took[1:], steps["base"][1:], strict=True)]
+        alone = [a / b for a, b in zip(took, steps["base"], strict=True)]
+        whole = [(p + a) / (p + b) for p, a, b in zip(passes, took, steps["base"], strict=True)]
         found.append(
             {
                 "base": name,
                 "arm": arm,
-                "step ms": 1000 * statistics.median(took[1:]),
+                "step ms": 1000 * statistics.median(took),
                 "of step": statistics.median(alone),
                 "of training step": statistics.median(whole),
                 "highest": max(whole),
@@ -95,7 +99,7 @@ def rows(name: str, make: Callable[[nn.Module], torch.optim.Optimizer], argument
                 "state MB": kept(optimizers[arm]) / 1e6,
             }
         )
-    print(f"{name}: forward and backward {1000 * statistics.median(passes[2:]):.0f} ms{' ' * 20}")
+    print(f"{name}: forward and backward {1000 * statistics.median(passes):.0f} ms{' ' * 20}")
     return found
 
 

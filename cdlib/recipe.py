@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, fields, replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -88,6 +89,18 @@ class Recipe:
             self._require(name, _is_number(getattr(self, name)) and 0 <= getattr(self, name) < 1, "from 0 to below 1")
         self._require("lr", self.lr > 0, "positive")
         self._require("warmup_epochs", self.warmup_epochs <= self.epochs, f"at most epochs = {self.epochs}")
+
+    def changed(self, given: Mapping[str, Any]) -> Recipe:
+        """Return the recipe with other values of some fields, which may come from a record.
+
+        Raises
+        ------
+        CdlibError
+            If there is no such field, or as the class for a value.
+        """
+        for name in given:
+            check_choice("field of a recipe:", name, [field.name for field in fields(self)])
+        return replace(self, **given)
 
     def _require(self, name: str, holds: bool, expected: str) -> None:
         if not holds:

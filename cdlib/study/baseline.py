@@ -82,7 +82,7 @@ def train_and_compress(
         For a name, an option or a field that is unknown, or a training
         that diverges.
     """
-    recipe = train.Recipe(**parameters["recipe"])
+    recipe = train.Recipe().changed(parameters["recipe"])
     dataset = data.load(parameters["data"])
     network = models.build(
         parameters["model"],

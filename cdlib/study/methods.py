@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from cdlib import data, models, pruning, report, train
 from cdlib.complexity import profile
 from cdlib.data import Dataset
-from cdlib.errors import CdlibError, check_choice, unknown
+from cdlib.errors import CdlibError, check_choice
 from cdlib.pruning.groups import find_groups
 from cdlib.pruning.storage import FORMS, encode
 from cdlib.pruning.subnet import copied, remove
@@ -79,12 +79,10 @@ def _entry(given: dict[str, Any], key: str) -> Any:
     return given[key]
 
 
-def _accepted(function: Callable[..., Any], given: Iterable[str], what: str) -> None:
+def _check_options(function: Callable[..., Any], given: Iterable[str]) -> None:
     """Raise unless a function takes arguments of these names."""
-    names = inspect.signature(function).parameters
     for name in given:
-        if name not in names:
-            raise unknown(what, name, names)
+        check_choice("option:", name, inspect.signature(function).parameters)
 
 
 class _Job:
@@ -92,8 +90,7 @@ class _Job:
 
     def __init__(self, parameters: dict[str, Any], seed: int, workdir: Path) -> None:
         self.parameters, self.seed, self.workdir = parameters, seed, workdir
-        _accepted(Recipe, parameters["recipe"], "field of a recipe:")
-        self.recipe = Recipe(**parameters["recipe"])
+        self.recipe = Recipe().changed(parameters["recipe"])
         self.dataset: Dataset = data.load(parameters["data"])
         self.dense = models.build(parameters["model"], len(self.dataset.classes), **parameters["options"])
         self.model, self.trained = self.dense, False
@@ -122,8 +119,7 @@ class _Job:
         """Take the recipe of training that follows from the options of a method."""
         fields = _entry(method, "fine_tune")
         del method["fine_tune"]
-        _accepted(Recipe, fields, "field of a recipe:")
-        return replace(self.recipe, **fields)
+        return self.recipe.changed(fields)
 
     def scaled(self) -> Recipe:
         """The recipe with so many epochs that the small network's training takes as many MACs as the dense one's."""
@@ -181,7 +177,7 @@ def _widths(function: Callable[..., nn.Module]) -> Callable[[_Job, dict[str, Any
         budget = method.pop("budget", None)
         if budget is not None:
             check_choice("budget", budget, ["dense"])
-        _accepted(function, method, "option:")
+        _check_options(function, method)
         job.model = function(job.dense, job.example, seed=job.seed, **method)
         job.fit(job.model, job.scaled() if budget else job.recipe)
         return {}
@@ -192,7 +188,7 @@ def _widths(function: Callable[..., nn.Module]) -> Callable[[_Job, dict[str, Any
 def _after_training(function: Callable[..., nn.Module], job: _Job, method: dict[str, Any]) -> tuple[nn.Module, float]:
     """Train, prune and train again; returns the network and its accuracy before the latter."""
     recipe = job.tuned(method)
-    _accepted(function, method, "option:")
+    _check_options(function, method)
     function(job.dense, job.example, seed=job.seed, **method)  # what is wrong with it shows before it is trained
     job.start_trained()
     pruned = function(job.dense, job.example, seed=job.seed, **method)
@@ -222,7 +218,7 @@ def _joint(function: Callable[..., Any]) -> Callable[[_Job, dict[str, Any]], dic
         a_epoch = len(job.dataset.train) // job.recipe.batch_size
         method["start"], method["steps"] = (_entry(method, key) * a_epoch for key in ("start_epochs", "prune_epochs"))
         del method["start_epochs"], method["prune_epochs"]
-        _accepted(function, method, "option:")
+        _check_options(function, method)
         made: list[Any] = []
 
         def wrap(base: torch.optim.Optimizer) -> torch.optim.Optimizer:

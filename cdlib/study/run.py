@@ -80,7 +80,8 @@ def run(
     work = _work(results, experiment)
     store.check_writable(results / experiment)
     store.check_writable(work)
-    with alone(work / f"{name}.lock"):
+    lock = _lock(work, name)
+    with alone(lock):
         if record := store.find(experiment, parameters, seed, results):
             return record
         record = _make(experiment, function, checked(parameters, "parameters"), seed, work / name)
@@ -88,7 +89,7 @@ def run(
         with contextlib.suppress(FileExistsError):  # recorded meanwhile, by a process on another machine
             store.write(record, results)
         shutil.rmtree(work / name, ignore_errors=True)
-        (work / f"{name}.lock").unlink(missing_ok=True)
+        lock.unlink(missing_ok=True)
     return store.read(results / experiment / f"{name}.json")
 
 
@@ -97,7 +98,7 @@ def busy(experiment: str, parameters: Mapping[str, Any], *, seed: int = 0, recor
     from filelock import FileLock, Timeout
 
     name = store.key(experiment, parameters, seed)
-    lock = _work((record_in or store.folder()).absolute(), experiment) / f"{name}.lock"
+    lock = _lock(_work((record_in or store.folder()).absolute(), experiment), name)
     if not lock.exists():
         return False
     try:
@@ -110,6 +111,10 @@ def busy(experiment: str, parameters: Mapping[str, Any], *, seed: int = 0, recor
 def _work(results: Path, experiment: str) -> Path:
     """The folder of the working folders, which the folder of the records determines."""
     return results.parent / "_build" / "work" / experiment
+
+
+def _lock(work: Path, name: str) -> Path:
+    return work / f"{name}.lock"
 
 
 def _make(experiment: str, function: Experiment, parameters: dict[str, Any], seed: int, workdir: Path) -> Record:

@@ -1,5 +1,6 @@
 """Networks of a few layers, written where they are tested."""
 
+import torch
 from torch import nn
 
 
@@ -18,3 +19,10 @@ class Net(nn.Module):
 
 def conv(a, b, k=1, **options):
     return nn.Conv2d(a, b, k, padding=k // 2, **options)
+
+
+def attention():
+    """A transformer layer for inputs [n, 6, 16]; a cut replaces its attention by the operators."""
+    torch.manual_seed(0)
+    layer = nn.TransformerEncoderLayer(24, 4, 48, batch_first=True)
+    return nn.Sequential(nn.Linear(16, 24), layer, nn.Linear(24, 5)).eval()

@@ -15,7 +15,7 @@ from cdlib import CdlibError, models
 from cdlib.data import Split
 from cdlib.pruning import ranking
 from cdlib.pruning.saliency import scores, with_gradients
-from tests.pruning.small_networks import conv
+from tests.pruning.small_networks import attention, conv
 
 IMAGE = torch.zeros(1, 2, 4, 4)
 
@@ -77,9 +77,7 @@ def test_rounds_take_equal_parts_and_train_between_them() -> None:
 
 @pytest.mark.parametrize("scope", ["global", "layer"])
 def test_rounds_reach_a_target_in_activations_though_a_cut_rewrites_attention(scope: str) -> None:
-    torch.manual_seed(0)
-    layer = nn.TransformerEncoderLayer(24, 4, 48, batch_first=True)
-    model, x = nn.Sequential(nn.Linear(16, 24), layer, nn.Linear(24, 5)).eval(), torch.zeros(2, 6, 16)
+    model, x = attention(), torch.zeros(2, 6, 16)
 
     def left(target: float) -> float:
         small = ranking(model, x, target, resource="activation_bytes", rounds=2, scope=scope)

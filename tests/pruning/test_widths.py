@@ -16,7 +16,7 @@ import cdlib
 from cdlib import CdlibError, models
 from cdlib.pruning.meter import RESOURCES, Meter
 from cdlib.pruning.widths import METHODS, MODES, plan
-from tests.pruning.small_networks import conv
+from tests.pruning.small_networks import attention, conv
 
 IMAGE = torch.zeros(1, 3, 32, 32)
 SMALL = torch.zeros(1, 2, 4, 4)
@@ -51,12 +51,6 @@ def test_the_target_is_met_within_one_draw(resnet: Any, method: str, mode: str) 
         meter.drop(name, [u for u in meter.left(name).tolist() if u in done.drop[name]][:fewer])
     assert meter.totals[resource] > most
     assert Counter(name for name, _ in done.trace) == {name: len(units) for name, units in done.drop.items()}
-
-
-def attention() -> nn.Sequential:
-    torch.manual_seed(0)
-    layer = nn.TransformerEncoderLayer(24, 4, 48, batch_first=True)
-    return nn.Sequential(nn.Linear(16, 24), layer, nn.Linear(24, 5)).eval()
 
 
 @pytest.mark.parametrize("method", METHODS)

@@ -90,7 +90,8 @@ def test_a_killed_run_does_not_train_again(tmp_path: Path, monkeypatch: pytest.M
 
 def test_a_recipe_is_checked_before_the_data_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(baseline.data, "load", lambda name: pytest.fail("the data were read"))
-    wrong = parameters()
-    wrong["recipe"]["optimizer"] = "adam"
-    with pytest.raises(CdlibError, match="did you mean 'adamw'"):
-        run("baseline", baseline.train_and_compress, wrong, record_in=tmp_path / "results")
+    for field, value, message in (("optimizer", "adam", "did you mean 'adamw'"), ("epoch", 3, "did you mean 'epochs'")):
+        wrong = parameters()
+        wrong["recipe"][field] = value
+        with pytest.raises(CdlibError, match=message):
+            run("baseline", baseline.train_and_compress, wrong, record_in=tmp_path / "results")

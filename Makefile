@@ -22,13 +22,13 @@ export PIP_DISABLE_PIP_VERSION_CHECK = 1
 .DEFAULT_GOAL := book
 
 book: env
-	@$(BIN)/python -m cdlib.site book $(PROFILE)
+	@$(BIN)/python -m bookbuild.site book $(PROFILE)
 
 chapter: env
-	@$(BIN)/python -m cdlib.site chapter $(N) $(PROFILE) $(PARAMS)
+	@$(BIN)/python -m bookbuild.site chapter $(N) $(PROFILE) $(PARAMS)
 
 pair: env
-	@$(BIN)/python -m cdlib.site pair $(N)
+	@$(BIN)/python -m bookbuild.site pair $(N)
 
 test: env
 	@$(BIN)/python -m pytest notebooks tests --nbval-lax --nbval-current-env -n 2 --dist loadfile

@@ -3,7 +3,7 @@
     python benchmarks/capture.py [--only NAME_OR_FAMILY ...] [--limit N] [--operators] [--json FILE]
 
 capture
-    `cdlib.capture.capture`: the network runs once under a dispatch mode, on meta tensors where it can (``on meta``).
+    `cdlib.graph.capture`: the network runs once under a dispatch mode, on meta tensors where it can (``on meta``).
 export
     ``torch.export.export(model, inputs, strict=False).run_decompositions({})``: traced with fake tensors, then traced
     again to get functional ATen operators. The empty table leaves composite operators such as ``linear`` whole.
@@ -34,7 +34,7 @@ from profilers import SIZES, build, timed
 from torch import Tensor, fx, nn
 from torch.export import ExportedProgram
 
-from cdlib.capture import capture
+from cdlib.graph.tracing import capture
 
 MODULES = {
     "classification": torchvision.models,

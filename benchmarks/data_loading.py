@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from cdlib import data
-from cdlib.images import Arrays
+from cdlib.data.image_folder import Arrays
 
 TARGET = 0.9
 

@@ -24,8 +24,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from cdlib import models
-from cdlib.instruments import cpu_peak
 from cdlib.pruning import dhspg, hesso
+from cdlib.report.timing import cpu_peak
 
 LONG = 10_000  # steps of a phase that does not end during the measurement
 BASES: dict[str, Callable[[nn.Module], torch.optim.Optimizer]] = {

@@ -41,8 +41,8 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 import cdlib
-from cdlib.capture import capture
-from cdlib.macs import macs_of
+from cdlib.complexity.macs import macs_of
+from cdlib.graph.tracing import capture
 
 SIZES = {"inception_v3": 299, "swin_v2_t": 256, "swin_v2_s": 256, "swin_v2_b": 256}
 INITIALISERS = ("trunc_normal_", "kaiming_normal_", "kaiming_uniform_", "normal_", "xavier_uniform_", "uniform_")

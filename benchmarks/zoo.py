@@ -5,11 +5,11 @@
 Networks get random weights, and run on the smallest input that suits them. Columns:
 
 captured, grouped
-    `cdlib.capture.capture` and `cdlib.find_groups` come to their end, and something is prunable.
+    `cdlib.graph.capture` and `cdlib.find_groups` come to their end, and something is prunable.
 removed, runs
     `cdlib.remove` of half of the units (random) of every prunable group; the result runs, on two samples too.
 exact
-    `cdlib.pruning.exactness.check_exact` in double precision: all groups against the masked network, and those that
+    `cdlib.surgery.check_exact` in double precision: all groups against the masked network, and those that
     are zero-invariant against the zeroed one, both below 1e-9; one wrong unit, of up to three that are tried, must
     give 1e-6 or more. RAFT, which needs float32, 1e-4 and 1e-3.
 trains
@@ -48,7 +48,7 @@ from typing import Any
 import zoo_report
 from zoo_networks import FAMILIES, timm_names
 
-from cdlib.study.run import run
+from cdlib.study.runs import run
 
 SECONDS = {"cdlib": 1800, "torch-pruning": 60}
 MEMORY = 20 * 2**30

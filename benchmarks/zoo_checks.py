@@ -27,12 +27,12 @@ from torch import nn
 from zoo_networks import loss, several, zoo_network
 
 import cdlib
-from cdlib.capture import capture
 from cdlib.graph import tensors
-from cdlib.pruning.exactness import Exactness, check_exact, difference, randomised
-from cdlib.pruning.groups import Groups
-from cdlib.pruning.reach import share
-from cdlib.pruning.subnet import rewritten
+from cdlib.graph.tracing import capture
+from cdlib.grouping.groups import Groups
+from cdlib.grouping.reach import share
+from cdlib.surgery.exactness import Exactness, check_exact, difference, randomised
+from cdlib.surgery.removal import rewritten
 
 SEED = 0
 

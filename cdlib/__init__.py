@@ -11,11 +11,23 @@ from typing import TYPE_CHECKING, Any
 from cdlib.errors import CdlibError
 
 if TYPE_CHECKING:
-    from cdlib import chapters, data, models, plots, pruning, report, study, train
+    from cdlib import (
+        data,
+        graph,
+        grouping,
+        models,
+        plots,
+        pruning,
+        report,
+        serialization,
+        study,
+        surgery,
+        train,
+    )
     from cdlib.complexity import Profile, profile
-    from cdlib.pruning.files import load, save
-    from cdlib.pruning.groups import Group, Groups, Slice, find_groups
-    from cdlib.pruning.subnet import remove, zero
+    from cdlib.grouping import Group, Groups, Slice, find_groups
+    from cdlib.serialization import load, save
+    from cdlib.surgery import remove, zero
 
 __version__ = "0.1.0"
 __all__ = [
@@ -24,9 +36,10 @@ __all__ = [
     "Groups",
     "Profile",
     "Slice",
-    "chapters",
     "data",
     "find_groups",
+    "graph",
+    "grouping",
     "load",
     "models",
     "plots",
@@ -35,7 +48,9 @@ __all__ = [
     "remove",
     "report",
     "save",
+    "serialization",
     "study",
+    "surgery",
     "train",
     "zero",
 ]
@@ -43,14 +58,14 @@ __all__ = [
 _FROM = {
     "Profile": "cdlib.complexity",
     "profile": "cdlib.complexity",
-    "Group": "cdlib.pruning.groups",
-    "Groups": "cdlib.pruning.groups",
-    "Slice": "cdlib.pruning.groups",
-    "find_groups": "cdlib.pruning.groups",
-    "remove": "cdlib.pruning.subnet",
-    "zero": "cdlib.pruning.subnet",
-    "save": "cdlib.pruning.files",
-    "load": "cdlib.pruning.files",
+    "Group": "cdlib.grouping",
+    "Groups": "cdlib.grouping",
+    "Slice": "cdlib.grouping",
+    "find_groups": "cdlib.grouping",
+    "remove": "cdlib.surgery",
+    "zero": "cdlib.surgery",
+    "save": "cdlib.serialization",
+    "load": "cdlib.serialization",
 }
 
 

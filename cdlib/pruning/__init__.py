@@ -1,36 +1,31 @@
-"""Removing what a network can do without: which channels belong together, and cutting them out."""
+"""Removing what a network can do without: which units, how many of each layer, before, during or after training."""
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    from cdlib.pruning.masks import permanent, unstructured
-    from cdlib.pruning.oto import dhspg, hesso
-    from cdlib.pruning.ranks import ranking
-    from cdlib.pruning.widths import complexity_driven, random_draw, uniform_width
+from cdlib.pruning.costs import RESOURCES, Meter
+from cdlib.pruning.filter_ranking import ranking
+from cdlib.pruning.layer_widths import MODES, complexity_driven, plan, random_draw, uniform_width
+from cdlib.pruning.oto import dhspg, hesso
+from cdlib.pruning.saliency import MEASURES, check_ratio, lowest, scores, with_gradients
+from cdlib.pruning.unstructured_pruning import Gradual, permanent, unstructured
 
 __all__ = [
+    "MEASURES",
+    "MODES",
+    "RESOURCES",
+    "Gradual",
+    "Meter",
+    "check_ratio",
     "complexity_driven",
     "dhspg",
     "hesso",
+    "lowest",
     "permanent",
+    "plan",
     "random_draw",
     "ranking",
+    "scores",
     "uniform_width",
     "unstructured",
+    "with_gradients",
 ]
-
-_FROM = {
-    **dict.fromkeys(("permanent", "unstructured"), "cdlib.pruning.masks"),
-    **dict.fromkeys(("dhspg", "hesso"), "cdlib.pruning.oto"),
-    "ranking": "cdlib.pruning.ranks",
-    **dict.fromkeys(("complexity_driven", "random_draw", "uniform_width"), "cdlib.pruning.widths"),
-}
-
-
-def __getattr__(name: str) -> Any:
-    if name in _FROM:
-        return getattr(import_module(_FROM[name]), name)
-    raise AttributeError(f"module 'cdlib.pruning' has no attribute {name!r}")

@@ -14,13 +14,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from cdlib.accuracy import device_of, logits_of
-from cdlib.batches import batches
 from cdlib.data import Split
+from cdlib.data.batching import batches
 from cdlib.errors import CdlibError, check_choice
-from cdlib.layers import mask_name
-from cdlib.pruning.groups import Group
-from cdlib.pruning.subnet import copied, tensors_of
+from cdlib.grouping.groups import Group
+from cdlib.surgery.removal import copied
+from cdlib.torch_state import mask_name, tensors_of
+from cdlib.train.evaluation import device_of, logits_of
 
 
 def scores(model: nn.Module, group: Group, by: str = "l2", *, seed: int = 0) -> Tensor:

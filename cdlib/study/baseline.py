@@ -1,7 +1,7 @@
 """The baseline experiment: train a network, store its linear layers in int8, and measure both forms alike.
 
-What later methods are compared with. Recording is left to `cdlib.study.run`, which calls `train_and_compress`; training
-is `cdlib.train`'s, measuring `cdlib.report`'s. Lines are short, because a chapter prints these functions.
+What later methods are compared with. Recording is left to `cdlib.study.runs`, which calls `train_and_compress`;
+training is `cdlib.train`'s, measuring `cdlib.report`'s. Lines are short, because a chapter prints these functions.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ def train_and_compress(
         forward passes to time.
     seed : int
         Of the training. The initial weights come from torch's global
-        generator, which `cdlib.study.run.run` seeds.
+        generator, which `cdlib.study.runs.run` seeds.
     workdir : Path
         Keeps the checkpoint from which a killed run goes on.
 

@@ -14,8 +14,8 @@ import pandas as pd
 from torch import nn
 
 from cdlib.errors import CdlibError
-from cdlib.pruning.groups import Groups
-from cdlib.pruning.meter import Meter
+from cdlib.grouping.groups import Groups
+from cdlib.pruning.costs import Meter
 
 
 def above(cases: pd.DataFrame, line: pd.DataFrame, cost: str) -> pd.Series:

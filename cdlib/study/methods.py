@@ -1,7 +1,7 @@
 """The pruning experiment: one network, one method, one recipe, measured beside the dense network.
 
 Every method gets the same data, recipe and measurement, so that records can be compared. Recording is left to
-`cdlib.study.run`, which calls `prune_and_train`; training is `cdlib.train`'s, measuring `cdlib.report`'s.
+`cdlib.study.runs`, which calls `prune_and_train`; training is `cdlib.train`'s, measuring `cdlib.report`'s.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ from cdlib import data, models, pruning, report, train
 from cdlib.complexity import profile
 from cdlib.data import Dataset
 from cdlib.errors import CdlibError, check_choice
-from cdlib.pruning.groups import find_groups
-from cdlib.pruning.storage import FORMS, encode
-from cdlib.pruning.subnet import copied, remove
+from cdlib.grouping.groups import find_groups
+from cdlib.serialization.encoding import FORMS, encode
 from cdlib.study import store
-from cdlib.study.run import alone
+from cdlib.study.runs import alone
+from cdlib.surgery.removal import copied, remove
 from cdlib.train import Recipe
 
 
@@ -40,7 +40,7 @@ def prune_and_train(parameters: dict[str, Any], seed: int, workdir: Path) -> dic
         MACs in its epochs ("Scratch-B", Liu et al. 2019, arXiv:1810.05270). "switched_off" takes a `parameter`, the
         name without its modules of those that become zero.
     seed : int
-        Of training and drawing. The initial weights come from torch's global generator, which `cdlib.study.run.run`
+        Of training and drawing. The initial weights come from torch's global generator, which `cdlib.study.runs.run`
         seeds, so that runs of one seed start from the same weights.
     workdir : Path
         Keeps the checkpoints from which a killed run goes on. Trained dense networks stay in the folder above it, for

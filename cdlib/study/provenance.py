@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import cdlib
-from cdlib.instruments import hardware
+from cdlib.report.timing import hardware
 
 # The folders of an absolute path: from "/", "~/" or "C:\\" at the start or after a separator to the last slash.
 _FOLDERS = re.compile(r"(?<![^=:,;'\"(\[\s])(?:~|[A-Za-z]:)?[\\/](?![\\/])(?:[^\\/=:,;'\"]+[\\/])*(?=[^\\/]|$)")
@@ -26,7 +26,7 @@ def provenance() -> dict[str, Any]:
     -------
     dict
         `date` (UTC, to the second), `commit` and `dirty` (None outside a repository), `command`, `versions` (None for
-        a package that is not installed), `machine` (see `cdlib.instruments.hardware`).
+        a package that is not installed), `machine` (see `cdlib.report.hardware`).
     """
     return {
         "date": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),

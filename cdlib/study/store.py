@@ -1,7 +1,7 @@
 """The records of the study: small JSON files, one a run, named by what was run, never overwritten.
 
 A record holds the experiment, its parameters and seed, the metrics, the wall time and the provenance (see
-`cdlib.study.run`, which makes them). It lies at ``FOLDER/EXPERIMENT/KEY.json`` and is either whole or absent, whatever
+`cdlib.study.runs`, which makes them). It lies at ``FOLDER/EXPERIMENT/KEY.json`` and is either whole or absent, whatever
 happened to its writer.
 """
 

@@ -10,9 +10,9 @@ import pytest
 import yaml
 from markdown_it import MarkdownIt
 
-from cdlib import chapters, notebooks
-from cdlib.chapters import Chapter
-from cdlib.notebooks import NotebookNode
+from bookbuild import chapters, notebooks
+from bookbuild.chapters import Chapter
+from bookbuild.notebooks import NotebookNode
 
 ROOT = Path(__file__).parents[2]
 CLOSING = ["Before and after", "Pitfalls", "Summary", "Exercises", "References"]

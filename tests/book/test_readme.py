@@ -13,7 +13,7 @@ import pytest
 import yaml
 
 import cdlib
-from cdlib import chapters
+from bookbuild import chapters
 
 ROOT = Path(__file__).resolve().parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")

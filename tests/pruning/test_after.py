@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 import cdlib
 from cdlib import models, pruning
-from cdlib.pruning.exactness import check_exact
+from cdlib.surgery.exactness import check_exact
 
 X = torch.zeros(1, 1, 8, 8)
 

@@ -7,12 +7,12 @@ from typing import Any
 
 import pytest
 import torch
+from small_networks import conv
 from torch import nn
 
 from cdlib import CdlibError
 from cdlib.pruning import complexity_driven, ranking, unstructured
-from cdlib.pruning.storage import encode, executable
-from tests.pruning.small_networks import conv
+from cdlib.serialization.encoding import encode, executable
 
 IMAGE = torch.zeros(1, 2, 4, 4)
 OPTIONS: dict[str, tuple[str, Callable[[nn.Module, Any], object]]] = {

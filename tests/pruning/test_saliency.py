@@ -11,10 +11,10 @@ from torch import Tensor, nn
 
 import cdlib
 from cdlib import CdlibError
-from cdlib.pruning.groups import Group
-from cdlib.pruning.reach import share, units_in
+from cdlib.grouping.groups import Group
+from cdlib.grouping.reach import share, units_in
 from cdlib.pruning.saliency import MEASURES, lowest, scores
-from cdlib.pruning.subnet import slices_of
+from cdlib.surgery.removal import slices_of
 
 IMAGE = torch.zeros(1, 2, 4, 4)
 

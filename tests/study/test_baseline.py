@@ -13,7 +13,7 @@ from torch import nn
 from cdlib import complexity, models, report
 from cdlib.errors import CdlibError
 from cdlib.study import baseline, store
-from cdlib.study.run import run
+from cdlib.study.runs import run
 from cdlib.train import Recipe
 
 # The weights of convnext_mini's linear layers: per block 2 x 4 x width^2, two blocks a stage, and the classifier.

@@ -12,9 +12,10 @@ import torch
 from cdlib import data, models, pruning, train
 from cdlib.complexity import profile
 from cdlib.errors import CdlibError
-from cdlib.study import methods, store, sweep
+from cdlib.study import methods, store
+from cdlib.study import sweeps as sweep
 from cdlib.study.methods import METHODS, prune_and_train
-from cdlib.study.run import alone, run
+from cdlib.study.runs import alone, run
 
 RECIPE = {"epochs": 2, "batch_size": 256, "optimizer": "sgd", "lr": 0.05}
 STEPS = 5  # an epoch: 1,437 - 144 training images of the digits in batches of 256

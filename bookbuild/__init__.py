@@ -1,0 +1,1 @@
+"""What `make` calls: chapters, running them, staging, the site."""

@@ -1,0 +1,141 @@
+"""Notebooks as files: a chapter's text joined with the outputs of a run, so that the same inputs give the same bytes.
+
+Papermill's and Jupyter's traces (random cell ids, times, paths, metadata of the machine) are left out; what remains is
+what a reader sees. Running is `bookbuild.execution`'s business.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Iterable, Mapping
+from copy import deepcopy
+from pathlib import Path
+from typing import Any
+
+import nbformat
+from nbformat import NotebookNode
+
+from cdlib.files import atomic
+
+INJECTED = "injected-parameters"
+KEPT_METADATA = ("tags", "mystnb", "jupyter")
+
+
+def assemble(source: NotebookNode, executed: NotebookNode, record: Mapping[str, Any]) -> NotebookNode:
+    """Return the notebook that shows `source` with the outputs of `executed`, in normal form.
+
+    Parameters
+    ----------
+    source : NotebookNode
+        The chapter as it is now, without outputs.
+    executed : NotebookNode
+        A run of the same code cells; its text may be older. It may hold one more cell, the injected parameters.
+    record : mapping
+        What is to be remembered of the run, as JSON values; see `record_of`.
+
+    Returns
+    -------
+    NotebookNode
+        Deterministic cell ids, code cells numbered 1 to n, and no metadata but tags, figure options and the record.
+    """
+    ran = [cell for cell in executed.cells if cell.cell_type == "code"]
+    injected = next((cell for cell in ran if INJECTED in tags(cell)), None)
+    outputs = iter([cell.outputs for cell in ran if cell is not injected])
+    cells = []
+    for cell in source.cells:
+        cells.append(_cell(cell, next(outputs) if cell.cell_type == "code" else []))
+        if injected is not None and "parameters" in tags(cell):
+            cells.append(_cell(_folded(injected), injected.outputs))
+    _number(cells)
+    metadata = {
+        "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
+        "language_info": {"name": "python"},
+        **({"cdlib": dict(record)} if record else {}),
+    }
+    return nbformat.v4.new_notebook(cells=cells, metadata=metadata)
+
+
+def tags(cell: NotebookNode) -> list[str]:
+    """Return a cell's tags."""
+    return list(cell.metadata.get("tags", []))
+
+
+def record_of(notebook: NotebookNode) -> dict[str, Any]:
+    """Return what `assemble` was told to remember of the run."""
+    return dict(notebook.metadata.get("cdlib", {}))
+
+
+def read(path: Path) -> NotebookNode:
+    """Read an ``.ipynb`` file."""
+    return nbformat.read(path, as_version=4)
+
+
+def write(notebook: NotebookNode, path: Path) -> bool:
+    """Write an ``.ipynb`` file, whole or not at all, unless it holds just that; return whether it was written."""
+    text = (nbformat.writes(notebook).rstrip("\n") + "\n").encode()
+    if path.exists() and path.read_bytes() == text:
+        return False
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with atomic(path) as file:
+        file.write(text)
+    return True
+
+
+def without_record(notebook: NotebookNode) -> NotebookNode:
+    """Return a copy that does not remember its run: the form which is stored beside the text."""
+    copy = deepcopy(notebook)
+    copy.metadata.pop("cdlib", None)
+    return copy
+
+
+def _cell(cell: NotebookNode, outputs: Iterable[NotebookNode]) -> NotebookNode:
+    metadata = {key: deepcopy(cell.metadata[key]) for key in KEPT_METADATA if key in cell.metadata}
+    if cell.cell_type != "code":
+        return nbformat.v4.new_markdown_cell(cell.source, metadata=metadata)
+    return nbformat.v4.new_code_cell(cell.source, metadata=metadata, outputs=_joined(outputs))
+
+
+def _folded(injected: NotebookNode) -> NotebookNode:
+    """Return the injected cell under a line that says what it sets: a page must not pass for the quick profile."""
+    cell = deepcopy(injected)
+    values = ", ".join(line for line in cell.source.splitlines() if not line.startswith("#"))
+    cell.metadata["tags"] = [INJECTED, "hide-input"]
+    cell.metadata["mystnb"] = {"code_prompt_show": f"This run has {values}"}
+    return cell
+
+
+def _joined(outputs: Iterable[NotebookNode]) -> list[NotebookNode]:
+    """Return the outputs with neighbouring pieces of one stream joined: where a stream is cut is a matter of timing."""
+    joined: list[NotebookNode] = []
+    for output in outputs:
+        last = joined[-1] if joined else None
+        if last is not None and output.output_type == last.output_type == "stream" and output.name == last.name:
+            last.text += output.text
+        else:
+            joined.append(deepcopy(output))
+    return joined
+
+
+def _number(cells: list[NotebookNode]) -> None:
+    """Give every cell an id that follows from its text and every code cell its count."""
+    seen: dict[str, int] = {}
+    count = 0
+    for cell in cells:
+        digest = hashlib.sha256(json.dumps([cell.cell_type, cell.source]).encode()).hexdigest()[:8]
+        seen[digest] = seen.get(digest, 0) + 1
+        cell.id = digest if seen[digest] == 1 else f"{digest}-{seen[digest]}"
+        if cell.cell_type == "code":
+            count += 1
+            cell.execution_count = count
+            for output in cell.outputs:
+                if output.output_type == "execute_result":
+                    output.execution_count = count
+
+
+def first_line(source: str) -> str:
+    """Return the first line of a cell that does something, shortened."""
+    lines = [line.strip() for line in source.splitlines() if re.match(r"\s*[^#%\s]", line)]
+    line = lines[0] if lines else source.strip()
+    return line if len(line) <= 60 else line[:57] + "..."

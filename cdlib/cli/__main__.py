@@ -1,0 +1,5 @@
+"""``python -m cdlib.cli`` is the command `cdlib`."""
+
+from cdlib.cli.app import main
+
+main()

@@ -1,0 +1,94 @@
+"""The command `cdlib`: profile, compare and prune networks, run chapters, look after data, list recorded results.
+
+The commands themselves are in the modules beside this one: they parse, call the package and have `cdlib.cli.output`
+print; nothing is computed there. Reports go to standard output, as text or, with `--json`, as JSON and nothing else;
+progress goes to standard error. A `CdlibError` becomes one line on standard error and exit code 2, which is also that
+of a wrong usage; Ctrl-C ends with exit code 130; anything else is a bug and keeps its traceback. What is slow to import
+is imported inside the commands.
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated, Any
+
+from cdlib.errors import CdlibError
+
+try:
+    import typer
+    from typer.core import TyperGroup
+except ModuleNotFoundError:
+    sys.exit("error: the command cdlib needs more packages: pip install 'cnn-compression-book[cli,train]'.")
+
+from cdlib.cli import costs, data, pruning, study
+
+
+class _Commands(TyperGroup):
+    """All commands: whatever a user can cause ends in one line."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except CdlibError as error:
+            raise _end(2, f"error: {error}") from error
+        except ModuleNotFoundError as error:
+            if (error.name or "cdlib").partition(".")[0] == "cdlib":
+                raise
+            raise _end(2, f"error: no package {error.name}: pip install 'cnn-compression-book[train,book]'.") from error
+        except OSError as error:
+            if error.filename is None:  # no file that the user could make accessible
+                raise
+            raise _end(2, f"error: {error.filename}: {error.strerror}.") from error
+        except KeyboardInterrupt as error:
+            raise _end(130, "interrupted") from error
+
+
+app = typer.Typer(
+    cls=_Commands,
+    help="What a CNN costs, how to make it cheaper, and what that does to it.",
+    add_completion=False,
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def main() -> None:
+    """Run the command with the arguments of this process, and end the process."""
+    app(prog_name="cdlib")
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        from cdlib import __version__
+
+        print(f"cdlib {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _common(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    pass
+
+
+for name, command in (
+    ("profile", costs.profile),
+    ("compare", costs.compare),
+    ("groups", pruning.groups),
+    ("prune", pruning.prune),
+    ("results", data.results),
+    ("study", study.study),
+):
+    app.command(name)(command)
+app.add_typer(data.data_app, name="data")
+
+
+def _end(code: int, line: str) -> typer.Exit:
+    """Print a line on standard error and return what ends the command with an exit code."""
+    print(" ".join(line.split()), file=sys.stderr)
+    return typer.Exit(code)

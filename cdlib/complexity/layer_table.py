@@ -1,0 +1,147 @@
+"""The table behind `cdlib.complexity`: which layer an operator belongs to, and what every layer adds up to."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from typing import Any, cast
+
+import pandas as pd
+import torch
+from torch import Tensor, nn
+
+from cdlib.complexity.macs import label_of, macs_of, weight_of
+from cdlib.errors import CdlibError
+from cdlib.graph import Graph, Op
+from cdlib.torch_state import mask_name
+
+COLUMNS = (
+    "params",
+    "nonzero_params",
+    "macs",
+    "flops",
+    "weight_bytes",
+    "activation_bytes",
+    "peak_activation_bytes",
+)
+
+
+def layer_names(graph: Graph) -> list[str]:
+    """Return, for each operator, the layer that it belongs to.
+
+    A product belongs to the module that owns its weight, or to the weight itself where that module owns several; a
+    product of activations belongs to the calling module, with a name of its own where there are several in one call.
+    Everything else belongs to the calling module.
+    """
+    products = [op for op in graph.ops if macs_of(op)]
+    weights = {op.index: weight_of(op) for op in products}
+    owned = defaultdict(set)
+    for weight in weights.values():
+        if weight:
+            owned[weight.name.rpartition(".")[0]].add(weight.name)
+    own_names: dict[int, str] = {}
+    seen: Counter[tuple[int, str]] = Counter()
+    for op in products:
+        weight = weights[op.index]
+        if weight:
+            owner = weight.name.rpartition(".")[0]
+            own_names[op.index] = owner if len(owned[owner]) == 1 else weight.name
+        else:
+            label = label_of(op)
+            number = f"_{seen[op.call, label]}" if seen[op.call, label] else ""
+            own_names[op.index] = f"{op.module}.{label}{number}".lstrip(".")
+            seen[op.call, label] += 1
+    of_module = defaultdict(set)
+    for op in products:
+        of_module[op.module].add(own_names[op.index])
+    for op in products:
+        if not weights[op.index] and len(of_module[op.module]) == 1:
+            own_names[op.index] = op.module
+    return [own_names.get(op.index, op.module) for op in graph.ops]
+
+
+def layer_table(
+    model: nn.Module, graph: Graph, names: list[str], made: dict[int, int], live: list[int]
+) -> pd.DataFrame:
+    """Return a row per layer, in the order of the run, indexed by name.
+
+    Parameters
+    ----------
+    model : nn.Module
+        The network that `graph` was captured from.
+    graph : Graph
+    names : list of str
+        The layer of each operator, from `layer_names`.
+    made : dict
+        Bytes of lasting activations that each operator makes, by its index.
+    live : list of int
+        Bytes of activations alive while each operator runs.
+    """
+    rows: dict[str, dict[str, Any]] = {}
+    for op in graph.ops:
+        if op.does_work:
+            row = rows.setdefault(names[op.index], _empty_row(names[op.index], graph, op))
+            row["output_shape"] = op.outputs[0].shape if op.outputs else ()
+            row["macs"] += macs_of(op)
+            row["activation_bytes"] += made.get(op.index, 0)
+            row["peak_activation_bytes"] = max(row["peak_activation_bytes"], live[op.index])
+    layer_of = _layers_of_parameters(graph, names)
+    for name, weight in [*model.named_parameters(), *_packed(graph)]:
+        layer = layer_of.get(name, name.rpartition(".")[0])
+        row = rows.setdefault(layer, _empty_row(layer, graph, None))
+        row["params"] += weight.numel()
+        row["nonzero_params"] += _nonzero(_masked(graph, name, weight))
+        row["weight_bytes"] += weight.numel() * weight.element_size()
+    for row in rows.values():
+        row["flops"] = 2 * row["macs"]
+    frame = pd.DataFrame(list(rows.values()), columns=["layer", "kind", "output_shape", *COLUMNS])
+    return frame.set_index("layer")
+
+
+def _empty_row(layer: str, graph: Graph, op: Op | None) -> dict[str, Any]:
+    """A row of zeros; its kind is the module's class, or what the product is called where the layer is no module."""
+    module = graph.modules.get(layer)
+    kind = type(module).__name__ if module is not None else label_of(op) if op is not None else "parameter"
+    return {"layer": layer or "(network)", "kind": kind, "output_shape": (), **dict.fromkeys(COLUMNS, 0)}
+
+
+def _layers_of_parameters(graph: Graph, names: list[str]) -> dict[str, str]:
+    """Return, for each parameter, the layer of the first operator that computes with it."""
+    layer_of: dict[str, str] = {}
+    for op in graph.ops:
+        if op.does_work:
+            for value in op.inputs:
+                if value.kind == "parameter":
+                    layer_of.setdefault(value.name, names[op.index])
+    return layer_of
+
+
+def _masked(graph: Graph, name: str, weight: Tensor) -> Tensor:
+    """Return what the network computes with where `torch.nn.utils.prune` keeps a mask beside a parameter."""
+    owner, _, own = name.rpartition(".")
+    mask = getattr(graph.modules.get(owner), mask_name(own) or "", None)
+    return weight * mask if isinstance(mask, Tensor) else weight
+
+
+def _nonzero(weight: Tensor) -> int:
+    if weight.is_meta:
+        return 0
+    return int(torch.count_nonzero(weight.dequantize() if weight.is_quantized else weight))
+
+
+def _packed(graph: Graph) -> list[tuple[str, Tensor]]:
+    """Return the weights and biases that packed int8 modules keep out of `parameters()`, by name."""
+    found = []
+    for name, module in graph.modules.items():
+        if hasattr(module, "_all_weight_values"):
+            raise CdlibError(
+                f"{name or type(module).__name__} is a packed recurrent int8 module, whose weights cannot be counted; "
+                "profile the float network instead."
+            )
+        holder = graph.modules.get(name.rpartition(".")[0])
+        if hasattr(module, "_weight_bias") and (module is holder or not hasattr(holder, "_weight_bias")):
+            weight, bias = cast(Any, module)._weight_bias()
+            if getattr(getattr(module, "_packed_params", None), "dtype", None) == torch.float16:
+                weight = weight.half()
+            found.append((f"{name}.weight", weight))
+            found += [(f"{name}.bias", bias)] if bias is not None else []
+    return found

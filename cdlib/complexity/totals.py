@@ -1,0 +1,187 @@
+"""What a network costs: parameters, multiply-accumulates, bytes of weights and of activations, layer by layer.
+
+The counting rule, in one place:
+
+- *params*: elements of `parameters()`, a shared one once, and the weights and biases inside packed int8 modules,
+  which `parameters()` does not show. *weight_bytes*: their bytes. *nonzero_params*: those that differ from zero, after
+  the masks of `torch.nn.utils.prune`.
+- *macs*: multiply-accumulates of convolutions, linear layers and matrix products, attention and functional calls
+  included; a module that is called twice counts twice. Biases, normalisation, activations and pooling count nothing.
+  *flops* = 2 x macs.
+- *activation_bytes*: bytes of the tensors that operators compute from the input and that are read later or returned. A
+  view or an in-place operator makes none; what is computed from weights alone is none.
+- *peak_activation_bytes*: the most bytes of activations, network inputs included, that must be alive at once: each from
+  the operator that makes it to the last one that reads it. It is a floor: workspace inside an operator is not counted,
+  nor what a variable holds on to after its last use.
+
+All are for one sample at inference, whatever the batch size of the example. What runs on the machine is measured by
+`cdlib.report`; this module only counts.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+from itertools import accumulate
+
+import pandas as pd
+from torch import nn
+
+from cdlib.complexity.layer_table import COLUMNS, layer_names, layer_table
+from cdlib.graph import Graph
+from cdlib.graph.tracing import ExampleInput, capture
+
+
+@dataclass(frozen=True, eq=False)
+class Profile:
+    """The complexity of a network for one sample: seven totals, a row per layer, and memory over time.
+
+    Attributes
+    ----------
+    params : int
+        Parameters. For this and the other totals, the module's docstring has the counting rule.
+    nonzero_params : int or None
+        Those that differ from zero; None if the network is on the meta device, whose parameters have no values.
+    macs : int
+        Multiply-accumulates.
+    flops : int
+        Floating-point operations, 2 x `macs`.
+    weight_bytes : int
+        Bytes of the parameters.
+    activation_bytes : int
+        Bytes of all activations.
+    peak_activation_bytes : int
+        Most bytes of activations that must be alive at once.
+    layers : pandas.DataFrame
+        A row per layer in the order of the run, indexed by name: ``kind``, ``output_shape`` and the seven counts. A
+        layer is a module that does work or holds parameters of its own; one that calls several products directly
+        (attention, functional code) has a row for each, named after its weight. Rows add up to the totals, but for
+        the peak, which is their maximum.
+    timeline : pandas.DataFrame
+        A row per operator that is no view: ``operator``, ``layer``, ``live_bytes`` (activations alive while it runs).
+    name : str
+        Class of the network.
+    """
+
+    params: int
+    nonzero_params: int | None
+    macs: int
+    flops: int
+    weight_bytes: int
+    activation_bytes: int
+    peak_activation_bytes: int
+    layers: pd.DataFrame
+    timeline: pd.DataFrame
+    name: str = ""
+
+    def totals(self) -> dict[str, int | None]:
+        """Return the seven totals by name."""
+        return {column: getattr(self, column) for column in COLUMNS}
+
+    def __str__(self) -> str:
+        table = self.layers.drop(columns=["flops"])
+        lines = [table.to_string(), ""]
+        lines += [f"{label:>22}: {value}" for label, value in self.summary().items()]
+        return "\n".join(lines)
+
+    def __repr__(self) -> str:
+        return f"<Profile of {self.name}: " + ", ".join(f"{k} {v}" for k, v in self.summary().items()) + ">"
+
+    def summary(self) -> dict[str, str]:
+        """Return the totals as text in decimal units (M = 10^6, MB = 10^6 bytes)."""
+        return {
+            "params": in_units(self.params),
+            "non-zero params": "unknown" if self.nonzero_params is None else in_units(self.nonzero_params),
+            "MACs": in_units(self.macs),
+            "FLOPs = 2 x MACs": in_units(self.flops),
+            "weights": in_units(self.weight_bytes, "B"),
+            "activations": in_units(self.activation_bytes, "B"),
+            "peak of activations": in_units(self.peak_activation_bytes, "B"),
+        }
+
+
+def in_units(number: int, unit: str = "") -> str:
+    """Return a count as text with a decimal prefix, for example ``27.83 M`` or ``1.2 kB``; below 1000 as it is."""
+    for power, prefix in ((12, "T"), (9, "G"), (6, "M"), (3, "k")):
+        if abs(number) >= 10**power:
+            return f"{number / 10**power:.4g} {prefix}{unit}"
+    return f"{number} {unit}".rstrip()
+
+
+def profile(model: nn.Module, example_input: ExampleInput, *, batch_dim: int | None = 0) -> Profile:
+    """Count what `model` costs for one sample of `example_input`.
+
+    Parameters
+    ----------
+    model : nn.Module
+        Any network: float or with packed int8 modules, on any device, the meta device included. Left as it was found.
+    example_input : tensor or tuple
+        A tensor, or a tuple of the network's positional arguments. The batch size does not matter.
+    batch_dim : int or None, default 0
+        The dimension that counts samples; None if the input has none.
+
+    Returns
+    -------
+    Profile
+
+    Raises
+    ------
+    CdlibError
+        If the network cannot run on the input.
+
+    Examples
+    --------
+    >>> from torch import nn, zeros
+    >>> profile(nn.Conv2d(3, 8, 3, padding=1), zeros(1, 3, 32, 32)).macs
+    221184
+    """
+    graph = capture(model, example_input, batch_dim=batch_dim)
+    names = layer_names(graph)
+    lasting = lifetimes(graph)
+    live = _live_bytes(graph, lasting)
+    made: Counter[int] = Counter()
+    for start, _, size in lasting.values():
+        made[start] += size
+    layers = layer_table(model, graph, names, made, live)
+    timeline = pd.DataFrame(
+        [(op.name, names[op.index], live[op.index]) for op in graph.ops if op.does_work],
+        columns=["operator", "layer", "live_bytes"],
+    )
+    totals = {column: int(layers[column].sum()) for column in COLUMNS}
+    totals["peak_activation_bytes"] = max(live, default=0)
+    valueless = any(p.is_meta for p in model.parameters())
+    nonzero = totals.pop("nonzero_params")
+    return Profile(
+        **totals,
+        nonzero_params=None if valueless else nonzero,
+        layers=layers,
+        timeline=timeline,
+        name=type(model).__name__,
+    )
+
+
+def lifetimes(graph: Graph) -> dict[int, tuple[int, int, int]]:
+    """Return, for the storage of every activation that is used: first operator, last operator, bytes.
+
+    The network's input lives from the start (-1); what is returned lives to the end.
+    """
+    first: dict[int, tuple[int, int]] = {v.storage: (-1, v.storage_bytes) for v in graph.inputs}
+    last: dict[int, int] = {}
+    for op in graph.ops:
+        for value in op.inputs:
+            last[value.storage] = op.index
+        for value in op.outputs:
+            if value.kind == "activation":
+                first.setdefault(value.storage, (op.index, value.storage_bytes))
+    for value in graph.outputs:
+        last[value.storage] = len(graph.ops) - 1
+    return {storage: (start, last[storage], size) for storage, (start, size) in first.items() if storage in last}
+
+
+def _live_bytes(graph: Graph, lasting: dict[int, tuple[int, int, int]]) -> list[int]:
+    """Return the bytes of activations that must be alive while each operator runs."""
+    change = [0] * (len(graph.ops) + 1)
+    for start, end, size in lasting.values():
+        change[max(start, 0)] += size
+        change[end + 1] -= size
+    return list(accumulate(change))[:-1]

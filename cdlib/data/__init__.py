@@ -1,0 +1,22 @@
+"""Data sets with fixed splits, in memory, and batches made where the images live."""
+
+from __future__ import annotations
+
+from cdlib.data.batching import batches, bits, draws
+from cdlib.data.datasets import Dataset, Split, check, fetch, from_arrays, load
+from cdlib.data.image_folder import Arrays
+from cdlib.data.sources import where
+
+__all__ = [
+    "Arrays",
+    "Dataset",
+    "Split",
+    "batches",
+    "bits",
+    "check",
+    "draws",
+    "fetch",
+    "from_arrays",
+    "load",
+    "where",
+]

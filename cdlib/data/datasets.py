@@ -1,0 +1,254 @@
+"""Data sets as tensors in memory, with train, validation and test splits fixed by a seed.
+
+`load` names a data set, `Split` holds one part of it, `batches` goes through a split. The command line uses `where`,
+`fetch` and `check`. The test split depends on the seed of the split alone; the validation split is cut from the
+training images, so that nothing is ever selected on the test split.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from cdlib.data.batching import batches
+from cdlib.data.image_folder import Arrays
+from cdlib.data.sources import read, stratified, where
+from cdlib.errors import CdlibError
+
+__all__ = ["Dataset", "Split", "batches", "check", "fetch", "from_arrays", "load", "where"]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Split:
+    """One part of a data set.
+
+    Attributes
+    ----------
+    name : str
+        For example "digits/test".
+    images : Tensor, uint8 [N, C, H, W]
+    labels : Tensor, int64 [N]
+    mean : tuple of float
+        Per channel, of the pixels of the *training* split, in units of 0..1: what batches are normalised with.
+    std : tuple of float
+        Their standard deviation, likewise.
+    flips : bool
+        Whether a mirrored image is as good an image: true of natural images, not of digits.
+    fingerprint : str
+        First 16 hex digits of the SHA-256 of images and labels.
+    """
+
+    name: str
+    images: Tensor
+    labels: Tensor
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    flips: bool
+    fingerprint: str
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def to(self, device: torch.device | str) -> Split:
+        """Return the split on `device`; the split itself if it is there already."""
+        return dataclasses.replace(self, images=self.images.to(device), labels=self.labels.to(device))
+
+    def affine(self) -> tuple[Tensor, Tensor]:
+        """Return scale and shift, float32 [C, 1, 1]: an image times scale plus shift is normalised."""
+        mean, std = (torch.tensor(v, dtype=torch.float64).view(-1, 1, 1) for v in (self.mean, self.std))
+        device = self.images.device
+        return (1 / (255 * std)).float().to(device), (-mean / std).float().to(device)
+
+    def input(self, n: int = 1) -> Tensor:
+        """Return the first `n` images, normalised: float32 [n, C, H, W], an example input for a network."""
+        if not 1 <= n <= len(self):
+            raise CdlibError(f"{self.name} has {len(self)} images; ask for 1 to {len(self)} of them, not {n}.")
+        scale, shift = self.affine()
+        return self.images[:n].float().mul_(scale).add_(shift)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Dataset:
+    """A data set: its classes, in the order of the labels, and its three splits.
+
+    Attributes
+    ----------
+    name : str
+    classes : tuple of str
+    train : Split
+        What networks learn from.
+    validation : Split
+        What choices are made on; empty if it was loaded with `validation=0`.
+    test : Split
+        What results are measured on. The three are disjoint.
+    """
+
+    name: str
+    classes: tuple[str, ...]
+    train: Split
+    validation: Split
+    test: Split
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Channels, height and width of an image."""
+        channels, height, width = self.train.images.shape[1:]
+        return channels, height, width
+
+    @property
+    def fingerprint(self) -> str:
+        """First 16 hex digits of a SHA-256 over all images and labels and the way they are split."""
+        return _digest(*(s.fingerprint.encode() for s in (self.train, self.validation, self.test)))
+
+
+def load(name: str = "digits", *, split_seed: int = 0, validation: float = 0.1) -> Dataset:
+    """Load a data set, fetching it first if it has to come from the network.
+
+    Parameters
+    ----------
+    name : str, default "digits"
+        "digits": scikit-learn's 1,797 handwritten digits, 1x8x8, needs no network; a fifth of each class is the test
+        split, and a value v of 0..16 becomes the byte floor((255 v + 8) / 16).
+        "cifar10", "cifar100": 3x32x32, with their own test splits, read and if need be fetched by torchvision.
+        "folder:PATH": images of one size in PATH/train/CLASS/ and PATH/test/CLASS/.
+    split_seed : int, default 0
+        Which images are in which split. It does not depend on the seed of a training run.
+    validation : float, default 0.1
+        Share of each class of the training images that becomes the validation split, rounded to a whole number of
+        images, at least one and not all; 0 for none. A larger share contains a smaller one.
+
+    Returns
+    -------
+    Dataset
+
+    Raises
+    ------
+    CdlibError
+        For an unknown name, a folder or file that is missing or damaged, or a download that fails.
+
+    Notes
+    -----
+    The environment variable `CDLIB_DATA` names the folder where torchvision's data sets live (default
+    `~/.cache/cdlib/data`), or an image folder with `train/` and `test/`: "cifar10" is then read from there.
+    """
+    source = read(name, split_seed, download=True)
+    return from_arrays(name, *source, split_seed=split_seed, validation=validation)
+
+
+def from_arrays(
+    name: str,
+    classes: tuple[str, ...],
+    train: Arrays,
+    test: Arrays,
+    flips: bool,
+    *,
+    split_seed: int = 0,
+    validation: float = 0.1,
+) -> Dataset:
+    """Make a data set of arrays: cut off the validation split, compute the training split's statistics.
+
+    Parameters
+    ----------
+    name : str
+        What to call it.
+    classes : tuple of str
+        Names of the classes 0, 1, ...
+    train, test : (images, labels)
+        uint8 [N, C, H, W] and int64 [N], NumPy arrays.
+    flips : bool
+        Whether a mirrored image is as good an image.
+    split_seed, validation
+        As for `load`.
+
+    Raises
+    ------
+    CdlibError
+        If arrays have the wrong type or shape, or labels have no class.
+    """
+    if not 0 <= validation < 1:
+        raise CdlibError(f"validation is a share of the training images, from 0 to less than 1, not {validation}.")
+    train, test = Arrays(*train), Arrays(*test)
+    for part, arrays in (("train", train), ("test", test)):
+        _check_arrays(f"{name}/{part}", arrays, len(classes), train.images.shape[1:])
+    held = stratified(train.labels, validation, split_seed, "validation")
+    kept = train.images[~held]
+    mean, std = _statistics(kept)
+    parts = {
+        "train": Arrays(kept, train.labels[~held]),
+        "validation": Arrays(train.images[held], train.labels[held]),
+        "test": test,
+    }
+    splits = {part: _split(f"{name}/{part}", arrays, mean, std, flips) for part, arrays in parts.items()}
+    return Dataset(name=name, classes=tuple(classes), **splits)
+
+
+def fetch(name: str) -> Path:
+    """Make a data set ready for use without the network (download it, decode it) and return `where(name)`."""
+    read(name, 0, download=True)
+    return where(name)
+
+
+def check(name: str) -> dict[str, Any]:
+    """Read a whole data set without touching the network and say what it holds.
+
+    Returns
+    -------
+    dict
+        name, where, classes (their number), train, validation, test (images in each with `load`'s defaults), shape,
+        fingerprint.
+
+    Raises
+    ------
+    CdlibError
+        If it is missing or damaged.
+    """
+    dataset = from_arrays(name, *read(name, 0, download=False))
+    sizes = {part: len(getattr(dataset, part)) for part in ("train", "validation", "test")}
+    facts = {"shape": list(dataset.shape), "fingerprint": dataset.fingerprint}
+    return {"name": name, "where": str(where(name)), "classes": len(dataset.classes), **sizes, **facts}
+
+
+def _check_arrays(name: str, arrays: Arrays, classes: int, shape: tuple[int, ...]) -> None:
+    images, labels = arrays
+    if images.dtype != np.uint8 or images.ndim != 4 or images.shape[1:] != shape:
+        raise CdlibError(
+            f"images of {name} must be uint8 [N, C, H, W] like train's, not {images.dtype} {images.shape}."
+        )
+    if labels.dtype != np.int64 or labels.shape != images.shape[:1]:
+        raise CdlibError(f"labels of {name} must be int64 [{len(images)}], not {labels.dtype} {list(labels.shape)}.")
+    if not len(labels) or labels.min() < 0 or labels.max() >= classes:
+        raise CdlibError(f"labels of {name} must be from 0 to {classes - 1}, and there must be some.")
+
+
+def _statistics(images: np.ndarray) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Return mean and standard deviation per channel in 0..1, from exact integer sums; the latter at least 1/255."""
+    total = np.zeros(images.shape[1], np.int64)
+    square = np.zeros_like(total)
+    for chunk in np.array_split(images, max(1, images.size // 2**24)):
+        wide = chunk.astype(np.int64)
+        total += wide.sum((0, 2, 3))
+        square += (wide * wide).sum((0, 2, 3))
+    n = images.size // images.shape[1]
+    sums = [(int(t), int(s)) for t, s in zip(total, square, strict=True)]  # Python's integers do not overflow
+    std = [max(1.0, math.sqrt(n * s - t * t) / n) / 255 for t, s in sums]
+    return tuple(t / n / 255 for t, _ in sums), tuple(std)
+
+
+def _split(name: str, arrays: Arrays, mean: tuple[float, ...], std: tuple[float, ...], flips: bool) -> Split:
+    images, labels = (np.ascontiguousarray(a) for a in arrays)
+    fingerprint = _digest(repr(images.shape).encode(), images.data, labels.data)
+    return Split(name, torch.from_numpy(images), torch.from_numpy(labels), mean, std, flips, fingerprint)
+
+
+def _digest(*parts: bytes | memoryview) -> str:
+    digest = hashlib.sha256()
+    for part in parts:
+        digest.update(part)
+    return digest.hexdigest()[:16]

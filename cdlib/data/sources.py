@@ -1,0 +1,117 @@
+"""Where the data sets come from: scikit-learn, torchvision or an image folder, as arrays of uint8 images and labels.
+
+The environment variable `CDLIB_DATA` names the folder where torchvision's data sets live (default
+`~/.cache/cdlib/data`), or an image folder from which "cifar10" is read. Splits, statistics and tensors are made of the
+arrays by `cdlib.data`.
+"""
+
+from __future__ import annotations
+
+import os
+from http.client import HTTPException
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from cdlib.data.batching import draws
+from cdlib.data.image_folder import Arrays, cache_folder, class_names, is_image_folder, read_folder
+from cdlib.errors import CdlibError, unknown
+
+NAMES = ("digits", "cifar10", "cifar100")
+DIGITS_TEST = 0.2
+"""Share of each class of the digits that is the test split."""
+
+_CIFAR10 = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+
+
+class Source(NamedTuple):
+    """What a data set is made of: its classes, its arrays, and whether a mirrored image is as good an image."""
+
+    classes: tuple[str, ...]
+    train: Arrays
+    test: Arrays
+    flips: bool
+
+
+def read(name: str, split_seed: int, *, download: bool) -> Source:
+    """Return a data set's arrays; `split_seed` chooses the test split of those that come without one (digits)."""
+    place = where(name)
+    if name == "digits":
+        return _digits(split_seed)
+    if name.startswith("folder:"):
+        return Source(*read_folder(place), flips=True)
+    if not is_image_folder(place):
+        return _torchvision(name, place, download)
+    if name != "cifar10":
+        raise CdlibError(f"CDLIB_DATA={place} is an image folder; read it as 'folder:{place}', or unset CDLIB_DATA.")
+    if (classes := class_names(place)) != _CIFAR10:
+        raise CdlibError(
+            f"CDLIB_DATA={place} does not hold the ten classes of CIFAR-10, but {', '.join(classes[:12])}."
+        )
+    return Source(*read_folder(place), flips=True)
+
+
+def where(name: str) -> Path:
+    """Return the file or folder from which `load(name)` reads, or where it will put what it fetches."""
+    if name == "digits":
+        import sklearn.datasets
+
+        return Path(sklearn.datasets.__file__).parent / "data" / "digits.csv.gz"
+    if name in NAMES:
+        return _data_folder()
+    if isinstance(name, str) and name.startswith("folder:"):
+        return Path(name.removeprefix("folder:")).expanduser()
+    raise unknown("data set", name, [*NAMES, "folder:PATH"])
+
+
+def stratified(labels: np.ndarray, share: float, seed: int, purpose: str) -> np.ndarray:
+    """Return a mask of about `share` of each class, chosen by `seed`; at least one image, and not all."""
+    if seed < 0:
+        raise CdlibError(f"split_seed must not be negative, not {seed}.")
+    keys = draws(purpose, len(labels), seed)
+    mask = np.zeros(len(labels), bool)
+    for label in np.unique(labels):
+        members = np.flatnonzero(labels == label)
+        count = min(max(1, round(share * len(members))), len(members) - 1) if share else 0
+        mask[members[np.argsort(keys[members], kind="stable")[:count]]] = True
+    return mask
+
+
+def _data_folder() -> Path:
+    """Return `$CDLIB_DATA`, which must exist, or the default, which need not."""
+    given = os.environ.get("CDLIB_DATA")
+    if not given:
+        return cache_folder() / "data"
+    folder = Path(given).expanduser()
+    if not folder.is_dir():
+        raise CdlibError(f"CDLIB_DATA={given} is not a folder; create it, correct it, or unset it.")
+    return folder
+
+
+def _digits(split_seed: int) -> Source:
+    from sklearn.datasets import load_digits
+
+    raw = load_digits()
+    images = ((raw.images.astype(np.int64) * 255 + 8) // 16).astype(np.uint8)[:, np.newaxis]
+    labels = raw.target.astype(np.int64)
+    test = stratified(labels, DIGITS_TEST, split_seed, "test")
+    classes = tuple(str(name) for name in raw.target_names)
+    return Source(classes, Arrays(images[~test], labels[~test]), Arrays(images[test], labels[test]), flips=False)
+
+
+def _torchvision(name: str, root: Path, download: bool) -> Source:
+    from torchvision import datasets
+
+    kind = {"cifar10": datasets.CIFAR10, "cifar100": datasets.CIFAR100}[name]
+    try:
+        if download:
+            root.mkdir(parents=True, exist_ok=True)
+        parts = [kind(str(root), train=train, download=download) for train in (True, False)]
+    except (OSError, RuntimeError, HTTPException) as error:
+        raise CdlibError(
+            f"no {name} in {root} ({error}); run cdlib data fetch {name} where there is a network, "
+            f"or put {kind.url} (MD5 {kind.tgz_md5}) there as {root / kind.filename}."
+        ) from error
+    train, test = (Arrays(p.data.transpose(0, 3, 1, 2).copy(), np.array(p.targets, np.int64)) for p in parts)
+    return Source(tuple(parts[0].classes), train, test, flips=True)

@@ -1,0 +1,209 @@
+"""Write down every operator that PyTorch dispatches, and the module that it was called in; for `tracing`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
+
+from cdlib.graph.types import Call, Graph, Kind, Op, Value, leaves, map_tensors, tensors
+
+
+class Recorder(TorchDispatchMode):
+    """Sees every operator of the run. Tensors are kept until the end, so that an `id` names one tensor only."""
+
+    def __init__(self, model: nn.Module, on_meta: bool) -> None:
+        super().__init__()
+        modules = dict(model.named_modules())
+        self.graph = Graph(modules=modules, on_meta=on_meta)
+        self._module_names = {id(module): name for name, module in modules.items()}
+        self._stack: list[tuple[str, int]] = [("", 0)]
+        self._starts: list[int] = []
+        self._calls = 0
+        self._keep: list[Tensor] = []
+        self._values: dict[int, Value] = {}
+        self._storages: dict[int, int] = {}
+        self._twins: dict[int, Tensor] = {}
+        self._computed: set[int] = set()
+        self._seen: dict[Any, Any] = {}
+        for name, parameter in model.named_parameters(remove_duplicate=False):
+            self._new(parameter, "parameter", name)
+        for name, buffer in model.named_buffers(remove_duplicate=False):
+            self._new(buffer, "buffer", name)
+
+    # Modules. Global hooks, so that modules which share their children are seen too.
+
+    def enter_module(self, module: nn.Module, args: Any) -> None:
+        """Note that a module is called."""
+        self._calls += 1
+        self._stack.append((self._module_names.get(id(module), self._stack[-1][0]), self._calls))
+        self._starts.append(len(self.graph.ops))
+
+    def leave_module(self, module: nn.Module, args: Any, *kwargs_and_output: Any) -> None:
+        """Note that the last module called returns. There are no keyword arguments if it raised."""
+        name, _ = self._stack.pop()
+        start = self._starts.pop()
+        if len(kwargs_and_output) != 2 and self.graph.failed_in is None:
+            self.graph.failed_in = name
+        elif len(kwargs_and_output) == 2 and id(module) in self._module_names:
+            given = map_tensors(self.value, (args, kwargs_and_output[0]))
+            output = map_tensors(self.value, kwargs_and_output[1])
+            self.graph.calls.append(Call(name, start, len(self.graph.ops), given, output))
+
+    # Tensors.
+
+    def enter_inputs(self, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        """Return what to call the network with: copies of its arguments, of shapes only or of numbers too."""
+        args = map_tensors(once(_to_meta if self.graph.on_meta else torch.clone), args)
+        self.graph.inputs = tuple(dict.fromkeys(self._new(t, "input") for t in tensors(args)))
+        return args
+
+    def value(self, t: Tensor) -> Value:
+        """Return the value that stands for a tensor."""
+        if id(t) in self._values:
+            return self._values[id(t)]
+        value = self._new(t, "constant")
+        self.graph.constants[value.index] = t
+        return value
+
+    def _new(self, t: Tensor, kind: Kind, name: str = "") -> Value:
+        if id(t) in self._values:
+            return self._values[id(t)]
+        try:
+            key, size = t.untyped_storage()._cdata, t.untyped_storage().nbytes()
+        except (NotImplementedError, RuntimeError):  # sparse and other tensors without a storage
+            key, size = id(t), t.element_size() * t.numel()
+        storage = self._storages.setdefault(key, len(self._storages))
+        value = Value(len(self.graph.values), tuple(t.shape), t.dtype, storage, size, kind, name)
+        self.graph.values.append(value)
+        self._values[id(t)] = value
+        self._keep.append(t)
+        return value
+
+    def _twin(self, t: Tensor) -> Tensor:
+        """The meta tensor that stands for a real one, with the same `Value`."""
+        if t.is_meta:
+            return t
+        if id(t) not in self._twins:
+            twin = self._twins[id(t)] = _to_meta(t)
+            value = self.value(t)
+            self._values[id(twin)] = value
+            self._storages[twin.untyped_storage()._cdata] = value.storage
+            self._keep.append(twin)
+        return self._twins[id(t)]
+
+    # Operators.
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if self.graph.on_meta and any(t.is_meta for t in tensors((args, kwargs))):
+            args, kwargs = map_tensors(self._twin, (args, kwargs))
+            kwargs = {k: torch.device("meta") if k == "device" and v is not None else v for k, v in kwargs.items()}
+            result = self._shapes_of(func, args, kwargs)
+        else:
+            result = func(*args, **kwargs)
+        self.record(func, args, kwargs, result)
+        return result
+
+    def _shapes_of(self, func: Any, args: Any, kwargs: Any) -> Any:
+        """Run an operator on meta tensors, or repeat what it gave for the same shapes before.
+
+        PyTorch works out shapes in Python, which takes most of a capture; networks repeat their blocks.
+        """
+        if torch.Tag.pointwise in func.tags and func._schema.is_mutable and "out" not in kwargs:
+            return args[0]  # in place, element by element: nothing but numbers changes
+        if func._schema.is_mutable or any(returned.alias_info for returned in func._schema.returns):
+            return func(*args, **kwargs)
+        if func in _LIKE_INPUT and args[0].is_floating_point():
+            return torch.empty_like(args[0])
+        if func is torch.ops.aten.native_batch_norm.default and not args[5]:  # at inference it saves no statistics
+            return torch.empty_like(args[0]), args[0].new_empty(0), args[0].new_empty(0)
+        key = (func, _key(args), _key(kwargs))
+        if key in self._seen:
+            return map_tensors(_Shape.empty, self._seen[key], _Shape)
+        result = func(*args, **kwargs)
+        self._seen[key] = map_tensors(_Shape, result)
+        return result
+
+    def attention(self, function: Any, query: Tensor, key: Tensor, value: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        """`scaled_dot_product_attention` as one operator."""
+        on_meta = self.graph.on_meta and any(t.is_meta for t in (query, key, value))
+        with _disable_current_modes():
+            if on_meta:
+                query, key, value = (self._twin(t) for t in (query, key, value))
+                several = (query,) if kwargs.get("enable_gqa") else (query, key, value)
+                batch = torch.broadcast_shapes(*(t.shape[:-2] for t in several))
+                result = query.new_empty(*batch, query.shape[-2], value.shape[-1])
+            else:
+                result = function(query, key, value, *args, **kwargs)
+        self.record(torch.ops.aten.scaled_dot_product_attention.default, (query, key, value, *args), kwargs, result)
+        return result
+
+    def record(self, func: Any, args: Any, kwargs: Any, result: Any) -> None:
+        """Write down that an operator ran."""
+        args, kwargs = map_tensors(self.value, (args, kwargs))
+        read = {leaf.storage: leaf for leaf in leaves((args, kwargs)) if isinstance(leaf, Value)}
+        computed = any(value.kind == "input" or value.storage in self._computed for value in read.values())
+        outputs = tuple(self._output(t, read, "activation" if computed else "constant") for t in tensors(result))
+        module, call = self._stack[-1]
+        self.graph.ops.append(Op(len(self.graph.ops), func, module, call, args, kwargs, outputs))
+
+    def _output(self, t: Tensor, read: dict[int, Value], kind: Kind) -> Value:
+        value = self._new(t, kind)
+        base = read.get(value.storage, value)
+        if base is not value and base.kind != "constant":  # a view is what its base is
+            value = replace(value, kind=base.kind, name=base.name)
+        elif value.kind == "constant":  # unless something computed was written into it just now
+            value = replace(value, kind=kind)
+        if value.kind == "activation":
+            self._computed.add(value.storage)
+        self._values[id(t)] = self.graph.values[value.index] = value
+        return value
+
+
+# Activation functions and normalisation have an output like their input; PyTorch takes up to milliseconds to find out.
+_LIKE_INPUT = {
+    getattr(torch.ops.aten, name).default
+    for name in ("relu", "gelu", "silu", "hardswish", "hardsigmoid", "hardtanh", "leaky_relu", "sigmoid", "tanh")
+}
+
+
+class _Shape:
+    """What is left of a meta tensor when its identity is taken away."""
+
+    def __init__(self, t: Tensor) -> None:
+        self.size, self.stride, self.dtype = t.size(), t.stride(), t.dtype
+
+    def empty(self) -> Tensor:
+        return torch.empty_strided(self.size, self.stride, dtype=self.dtype, device="meta")
+
+
+def _key(tree: Any) -> Any:
+    """Arguments as a dictionary key: tensors by shape, numbers together with their type."""
+    if isinstance(tree, Tensor):
+        return tree.size(), tree.stride(), tree.dtype
+    if isinstance(tree, tuple | list):
+        return tuple(_key(item) for item in tree)
+    if isinstance(tree, dict):
+        return tuple((name, _key(item)) for name, item in tree.items())
+    return type(tree), tree
+
+
+def once(function: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+    """The same function, which gives the same tensor again for a tensor that it has seen."""
+    done: dict[int, Tensor] = {}
+
+    def once(t: Tensor) -> Tensor:
+        if id(t) not in done:
+            done[id(t)] = function(t)
+        return done[id(t)]
+
+    return once
+
+
+def _to_meta(t: Tensor) -> Tensor:
+    return torch.empty_strided(t.size(), t.stride(), dtype=t.dtype, device="meta")

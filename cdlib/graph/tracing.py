@@ -1,0 +1,192 @@
+"""Capture a network as a `cdlib.graph.Graph` by running it once.
+
+`capture` runs the network in evaluation mode and for one sample, and writes down every ATen operator that PyTorch
+dispatches. Because operators are recorded and not modules, functional calls, bare parameters, shared modules and
+in-place operators are all seen.
+
+The run happens on *meta* tensors, which have shapes but no numbers, so that it costs neither arithmetic nor memory;
+only operators fed by weights and constants alone are computed. A network whose course depends on numbers (a detector's
+`nonzero`, say), or that uses an operator without a shape rule (packed int8 weights), is run on real tensors instead.
+Fused attention (`scaled_dot_product_attention`) is kept as one operator, as the CPU and GPU kernels run it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import Any
+from unittest import mock
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
+
+from cdlib.errors import CdlibError
+from cdlib.graph.recorder import Recorder, once
+from cdlib.graph.types import Graph, map_tensors, tensors
+
+ExampleInput = Tensor | Sequence[Any]
+
+_HOOKS = set(vars(nn.Module())) - {"_parameters", "_buffers", "_modules"}
+"""What every module keeps for hooks and settings: many, nearly always empty, and nothing that a forward writes to."""
+
+
+def capture(model: nn.Module, example_input: ExampleInput, *, batch_dim: int | None = 0) -> Graph:
+    """Run `model` once on one sample of `example_input` and return what ran.
+
+    Parameters
+    ----------
+    model : nn.Module
+        Any network. It is run in evaluation mode without gradients and left as it was found.
+    example_input : tensor or tuple
+        What the network is called with: a tensor, or a tuple of its positional arguments.
+    batch_dim : int or None, default 0
+        The dimension that counts samples. Every tensor as long there as the first one is cut to one sample. None: the
+        input has no such dimension and is taken whole.
+
+    Returns
+    -------
+    Graph
+
+    Raises
+    ------
+    CdlibError
+        If the input is no tensor or tuple, or the network raises when it is run.
+    """
+    if not isinstance(model, nn.Module):
+        raise CdlibError(f"model is {type(model).__name__!r}, not a torch.nn.Module; pass the network itself.")
+    model = getattr(model, "_orig_mod", model)  # torch.compile wraps the network that we want to see
+    args = one_sample(example_input, batch_dim)
+    graph, error = run(model, args, on_meta=True)
+    if error is not None and not any(t.is_meta for t in [*model.parameters(), *model.buffers()]):
+        graph, error = run(model, args, on_meta=False)
+    if error is not None:
+        raise _failure(model, args, batch_dim, error) from error
+    return graph
+
+
+def one_sample(example_input: ExampleInput, batch_dim: int | None) -> tuple[Any, ...]:
+    """Return the arguments of a network for the first sample of an input.
+
+    Raises
+    ------
+    CdlibError
+        If the input is no tensor or tuple, or has no such dimension.
+    """
+    args = (example_input,) if isinstance(example_input, Tensor) else example_input
+    if not isinstance(args, tuple | list) or not tensors(args):
+        raise CdlibError(
+            f"example_input is {type(example_input).__name__!r}; pass a tensor, or a tuple of the network's arguments."
+        )
+    if batch_dim is not None and type(batch_dim) is not int:
+        raise CdlibError(f"batch_dim={batch_dim!r}: give the number of a dimension of the input, or None.")
+    first = tensors(args)[0]
+    if batch_dim is None or first.dim() == 0:
+        return tuple(args)
+    if not -first.dim() <= batch_dim < first.dim():
+        raise CdlibError(f"batch_dim={batch_dim} is no dimension of an input of shape {tuple(first.shape)}.")
+    if first.shape[batch_dim] == 0:
+        raise CdlibError(f"example_input of shape {tuple(first.shape)} holds no sample; pass at least one.")
+    return on_samples(lambda t: t.narrow(batch_dim, 0, 1), tuple(args), batch_dim)
+
+
+def on_samples(change: Callable[[Tensor], Tensor], args: tuple[Any, ...], batch_dim: int) -> tuple[Any, ...]:
+    """Return arguments of a network with a change made to the tensors that are as long as the first in `batch_dim`."""
+    samples = tensors(args)[0].shape[batch_dim]
+
+    def changed(t: Tensor) -> Tensor:
+        has_batch = -t.dim() <= batch_dim < t.dim() and t.shape[batch_dim] == samples
+        return change(t) if has_batch else t
+
+    return tuple(map_tensors(once(changed), args))
+
+
+def repeated(example_input: ExampleInput, batch_dim: int | None, samples: int) -> tuple[Any, ...]:
+    """Return the arguments of a network for the first sample of an input several times.
+
+    Raises
+    ------
+    CdlibError
+        As `one_sample`.
+    """
+    args = one_sample(example_input, batch_dim)
+    if batch_dim is None or tensors(args)[0].dim() == 0:
+        return args
+    return on_samples(lambda t: torch.cat([t] * samples, batch_dim), args, batch_dim)
+
+
+def _failure(model: nn.Module, args: tuple[Any, ...], batch_dim: int | None, error: Exception) -> CdlibError:
+    shapes = ", ".join(str(tuple(a.shape)) for a in tensors(args))
+    lines = str(error).strip().splitlines() or ["no message"]
+    hint = "" if batch_dim is None else f" (one sample, cut along dimension {batch_dim}; batch_dim=None keeps it whole)"
+    return CdlibError(
+        f"{type(model).__name__} cannot run on an input of shape {shapes}{hint}: {type(error).__name__}: {lines[0]}. "
+        "Check the shape and type of the input, and that the network runs on it."
+    )
+
+
+def run(
+    model: nn.Module, args: tuple[Any, ...], *, on_meta: bool, training: bool = False
+) -> tuple[Graph, Exception | None]:
+    """Run a network once, and return what ran and what it raised, if it did not come to its end.
+
+    With `training`, every module is in training mode meanwhile.
+    """
+    recorder = Recorder(model, on_meta)
+    try:
+        args = recorder.enter_inputs(args)
+        with in_mode(model, recorder, training), recorder:
+            outputs = model(*args)
+        recorder.graph.outputs = tuple(recorder.value(t) for t in tensors(outputs))
+    except Exception as error:
+        return recorder.graph, error
+    return recorder.graph, None
+
+
+@contextmanager
+def in_mode(model: nn.Module, recorder: Recorder, training: bool = False) -> Iterator[None]:
+    """One mode, no gradients, no rerouting of attention, calls of modules reported; all undone on leaving."""
+    attention = F.scaled_dot_product_attention
+    fast_path = torch.backends.mha.get_fastpath_enabled()
+    with ExitStack() as undo:
+        undo.callback(torch.backends.mha.set_fastpath_enabled, fast_path)
+        torch.backends.mha.set_fastpath_enabled(False)
+        undo.callback(_snapshot(model))
+        undo.enter_context(torch.random.fork_rng(devices=[]))
+        for module in model.modules():
+            module.training = training
+        hooks = (
+            register_module_forward_pre_hook(recorder.enter_module),
+            register_module_forward_hook(recorder.leave_module, with_kwargs=True, always_call=True),
+        )
+        for hook in hooks:
+            undo.callback(hook.remove)
+        undo.enter_context(
+            mock.patch.object(F, "scaled_dot_product_attention", lambda *a, **k: recorder.attention(attention, *a, **k))
+        )
+        undo.enter_context(torch.no_grad())
+        yield
+
+
+def _snapshot(model: nn.Module) -> Callable[[], None]:
+    """Return what puts back all that a forward might change: attributes, entries of containers, values of buffers."""
+    held = [vars(module) for module in model.modules() if not isinstance(module, torch.jit.ScriptModule)]
+    containers = [
+        value
+        for attributes in held
+        for name, value in attributes.items()
+        if isinstance(value, dict | list | set) and name not in _HOOKS
+    ]
+    contents: list[tuple[Any, Any]] = [(kept, kept.copy()) for kept in (*held, *containers)]
+    buffers = [(b, b._version, b.detach().clone()) for b in model.buffers() if not b.is_inference()]
+
+    def restore() -> None:
+        for kept, content in contents:
+            kept.clear()
+            kept.extend(content) if isinstance(kept, list) else kept.update(content)
+        for buffer, version, before in buffers:
+            if buffer._version != version:
+                buffer.copy_(before)
+
+    return restore

@@ -1,0 +1,262 @@
+"""Which channels belong together: the groups of a network's slices that can only be removed together.
+
+A *unit* is the smallest thing that can be removed: for a channel between two convolutions, a row of the first one's
+weight and bias, its entries in the norm, and a column of the second one's weight. A *group* holds all units that change
+the same tensors, one per channel: a node group of the OTO papers. The own slices of a unit, which make what it hands on
+(rows, biases, scale and shift), form its PZIG (pruning zero-invariant group, Chen et al. 2023, arXiv:2312.09411):
+when they are zero, nothing is handed on, and the unit can be removed without changing what the network computes, unless
+something on the way turns zeros into other numbers or takes statistics over channels. Both are found out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple, overload
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import nn
+
+from cdlib.errors import CdlibError, unknown
+from cdlib.graph import Graph
+from cdlib.graph.tracing import ExampleInput, capture
+from cdlib.grouping.labels import Ids
+from cdlib.grouping.preconditions import check, check_course, training_run
+from cdlib.grouping.reshape_choices import walk
+from cdlib.grouping.walk_state import Walk
+
+Key = tuple[str, int]
+Drop = Mapping[str, Iterable[int]]
+
+
+class Slice(NamedTuple):
+    """Some indices of one dimension of a parameter or buffer.
+
+    Attributes
+    ----------
+    tensor : str
+        Its qualified name, as in ``model.state_dict()``.
+    dim : int
+        The dimension.
+    indices : tuple of int
+        The indices along it, in increasing order.
+    """
+
+    tensor: str
+    dim: int
+    indices: tuple[int, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class Group:
+    """Units that change the same tensors.
+
+    Attributes
+    ----------
+    name : str
+        The layer that makes the channels (the first one in the run); further groups of a layer get ``#2``, ``#3``, ...
+    size : int
+        Number of units.
+    prunable : bool
+        Whether units may be removed.
+    zero_invariant : bool
+        Whether a unit whose own slices are zero can be removed without changing what the network computes.
+    reason : str
+        Why the group is not prunable or, if it is, why it is not zero-invariant; empty if it is both.
+    stems : tuple of str
+        The weights whose rows make the channels, in the order of the run.
+    tensors : tuple of (str, int)
+        Every tensor and dimension that a unit has slices of.
+    own : tuple of (str, int)
+        Those of them that belong to the units' PZIG; the others are read by the layers that come after.
+    places : dict
+        For each of `tensors` two int64 arrays of the same length: units, and the indices along the dimension that
+        vanish with them.
+    """
+
+    name: str
+    size: int
+    prunable: bool
+    zero_invariant: bool
+    reason: str
+    stems: tuple[str, ...]
+    tensors: tuple[Key, ...]
+    own: tuple[Key, ...]
+    places: Mapping[Key, tuple[Ids, Ids]] = field(repr=False)
+
+    def slices(self, unit: int) -> list[Slice]:
+        """Return the slices that vanish with a unit.
+
+        Raises
+        ------
+        CdlibError
+            If there is no such unit.
+        """
+        return [Slice(*key, tuple(self.indices([unit], key).tolist())) for key in self.tensors]
+
+    def pzig(self, unit: int) -> list[Slice]:
+        """Return the unit's own slices: the ones that make the channel, which `cdlib.zero` sets to zero.
+
+        Raises
+        ------
+        CdlibError
+            If there is no such unit.
+        """
+        return [Slice(*key, tuple(self.indices([unit], key).tolist())) for key in self.own]
+
+    def indices(self, units: Sequence[int], key: Key) -> NDArray[np.int64]:
+        """Return the indices along one tensor's dimension, a `key` of `tensors`, that vanish with some units."""
+        for unit in units:
+            if isinstance(unit, bool) or not isinstance(unit, int | np.integer) or not 0 <= unit < self.size:
+                raise CdlibError(f"group {self.name!r} has no unit {unit!r}: its units are 0 to {self.size - 1}.")
+        of_unit, index = self.places[key]
+        return np.sort(index[np.isin(of_unit, np.asarray(units, dtype=np.int64))])
+
+
+class Groups(Sequence[Group]):
+    """The groups of a network, in the order of the run; also indexable by name. `print` shows them as a table."""
+
+    def __init__(self, groups: Iterable[Group], model: str, walk: Walk) -> None:
+        self._groups = list(groups)
+        self._names = {group.name: group for group in self._groups}
+        self._model = model
+        self.walk = walk
+
+    @property
+    def graph(self) -> Graph:
+        """The captured network."""
+        return self.walk.graph
+
+    @property
+    def names(self) -> list[str]:
+        """The names, in order."""
+        return list(self._names)
+
+    @overload
+    def __getitem__(self, key: int | str) -> Group: ...
+    @overload
+    def __getitem__(self, key: slice) -> list[Group]: ...
+    def __getitem__(self, key: int | str | slice) -> Group | list[Group]:
+        if isinstance(key, str):
+            if key not in self._names:
+                raise unknown("group", key, self._names)
+            return self._names[key]
+        return self._groups[key]
+
+    def __len__(self) -> int:
+        return len(self._groups)
+
+    def __iter__(self) -> Iterator[Group]:
+        return iter(self._groups)
+
+    @property
+    def prunable(self) -> list[Group]:
+        """The groups whose units may be removed."""
+        return [group for group in self if group.prunable]
+
+    def check(self, drop: Drop) -> dict[str, list[int]]:
+        """Return the units to drop as sorted lists without repetition, or raise.
+
+        Raises
+        ------
+        CdlibError
+            If a group is unknown, not prunable or would be removed whole, or has no such unit.
+        """
+        if not isinstance(drop, Mapping):
+            raise CdlibError(f"drop is {type(drop).__name__!r}: give a dictionary from a group's name to its units.")
+        found: dict[str, list[int]] = {}
+        for name, units in drop.items():
+            group = self[name] if isinstance(name, str) else self[str(name)]
+            if isinstance(units, str) or not isinstance(units, Iterable):
+                raise CdlibError(f"drop[{name!r}] is {units!r}: give a list of units, for example [0, 2, 5].")
+            chosen = list(dict.fromkeys(units))
+            group.indices(chosen, group.tensors[0])
+            if chosen and not group.prunable:
+                raise CdlibError(f"group {name!r} cannot be pruned: it {group.reason}. Leave it out of drop.")
+            if chosen and len(chosen) == group.size:
+                raise CdlibError(f"drop removes all {group.size} units of group {name!r}: keep at least one.")
+            found[name] = [int(unit) for unit in chosen]
+        return found
+
+    def __repr__(self) -> str:
+        return f"<{len(self)} groups of {self._model}, {len(self.prunable)} of them prunable>"
+
+    def __str__(self) -> str:
+        head = ("group", "units", "prunable", "zero-invariant", "own slices in", "read by", "reason")
+        rows = [_row(group) for group in self]
+        widths = [max(len(row[k]) for row in (head, *rows)) for k in range(len(head))]
+        lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in (head, *rows)]
+        return "\n".join(line.rstrip() for line in (repr(self)[1:-1], *lines))
+
+
+def _row(group: Group) -> tuple[str, ...]:
+    makers = {tensor.rpartition(".")[0] for tensor, _ in group.own}
+    readers = [tensor for tensor, _ in group.tensors if tensor.rpartition(".")[0] not in makers]
+    yes = ("no", "yes")
+    return (
+        group.name,
+        str(group.size),
+        yes[group.prunable],
+        yes[group.zero_invariant] if group.prunable else "",
+        _some([tensor for tensor, _ in group.own]),
+        _some(readers),
+        group.reason,
+    )
+
+
+def _some(names: list[str], most: int = 3) -> str:
+    layers = list(dict.fromkeys(name.rpartition(".")[0] or name for name in names))
+    more = f" +{len(layers) - most}" if len(layers) > most else ""
+    return ", ".join(layers[:most]) + more
+
+
+def find_groups(
+    model: nn.Module, example_input: ExampleInput, *, keep: Iterable[str] = (), batch_dim: int | None = 0
+) -> Groups:
+    """Find which slices of a network's parameters and buffers can only be removed together.
+
+    Parameters
+    ----------
+    model : nn.Module
+        Any network that runs. It is run once, in evaluation mode, and left as it was found.
+    example_input : tensor or tuple
+        What the network is called with: a tensor, or a tuple of its positional arguments.
+    keep : iterable of str, optional
+        Modules, parameters or buffers, by name, of which nothing may be removed.
+    batch_dim : int or None, default 0
+        The dimension of the input that counts samples; None if there is none.
+
+    Returns
+    -------
+    Groups
+        In the order of the run; empty only for a network without layers.
+
+    Raises
+    ------
+    CdlibError
+        If the network cannot be captured, is quantised or compiled, is on another device than the input, or has
+        nothing called as in `keep`.
+    """
+    from cdlib.grouping.assembly import assemble
+
+    check(model, example_input)
+    graph = capture(model, example_input, batch_dim=batch_dim)
+    check_course(graph)
+    done = walk(graph, training_run(model, graph, example_input, batch_dim))
+    return Groups(assemble(done, _kept(model, keep)), type(model).__name__, done)
+
+
+def _kept(model: nn.Module, keep: Iterable[str]) -> dict[str, str]:
+    """The tensors of which nothing may be removed, to the name that the user gave."""
+    if isinstance(keep, str) or not isinstance(keep, Iterable):
+        raise CdlibError(f"keep={keep!r}: give a list of names, for example [{str(keep)!r}], or ().")
+    tensors = [name for name, _ in (*model.named_parameters(), *model.named_buffers())]
+    modules = [name for name, _ in model.named_modules() if name]
+    found: dict[str, str] = {}
+    for name in keep:
+        inside = [tensor for tensor in tensors if tensor == name or tensor.startswith(f"{name}.")]
+        if name not in modules and not inside:
+            raise unknown("module or parameter in keep:", name, [*modules, *tensors])
+        found |= dict.fromkeys(inside, name)
+    return found

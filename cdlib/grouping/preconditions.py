@@ -1,0 +1,123 @@
+"""What networks and inputs cannot be pruned, said before any work starts."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from cdlib.errors import CdlibError
+from cdlib.graph import Graph, tensors
+from cdlib.graph.tracing import ExampleInput, repeated, run
+
+
+def check(model: Any, example_input: Any) -> None:
+    """Raise if a network is not one that can be cut, or is on another device than its input.
+
+    Raises
+    ------
+    CdlibError
+        For what is no network, a compiled, scripted, exported, quantised or uninitialised one, one whose parameters
+        share memory without being the same, inside torch.inference_mode, and for an input on another device.
+    """
+    if not isinstance(model, nn.Module):
+        raise CdlibError(f"model is {type(model).__name__!r}, not a torch.nn.Module; pass the network itself.")
+    name = type(model).__name__
+    if torch.is_inference_mode_enabled():
+        raise CdlibError(f"{name} cannot be captured inside torch.inference_mode(): leave it, or use torch.no_grad().")
+    if hasattr(model, "_orig_mod") or any(m._compiled_call_impl is not None for m in model.modules()):
+        raise CdlibError(
+            f"{name} is compiled: pass the network as it was before torch.compile, and compile the result."
+        )
+    if any(isinstance(module, torch.jit.ScriptModule) for module in model.modules()):
+        raise CdlibError(f"{name} is compiled by torch.jit: pass the Python network that it was made from.")
+    for path, module in model.named_modules():
+        kind = type(module)
+        if ".quantized." in kind.__module__ or "quantization" in kind.__module__.split("."):
+            raise CdlibError(f"{path or name} is quantised ({kind.__name__}): prune the float network, then quantise.")
+    held = dict(model.named_parameters()) | dict(model.named_buffers())
+    for path, tensor in held.items():
+        if isinstance(tensor, nn.parameter.UninitializedParameter | nn.parameter.UninitializedBuffer):
+            raise CdlibError(f"{path} has no shape yet: run the network once, then prune it.")
+        if tensor.is_quantized or (tensor.dtype in (torch.int8, torch.uint8) and isinstance(tensor, nn.Parameter)):
+            raise CdlibError(f"{path} is quantised ({tensor.dtype}): prune the float network, then quantise.")
+    _check_memory(held)
+    devices = {tensor.device.type for tensor in held.values()}
+    for tensor in tensors(example_input if isinstance(example_input, tuple | list) else (example_input,)):
+        if devices and tensor.device.type not in devices:
+            raise CdlibError(
+                f"example_input is on {tensor.device} and {name} on {', '.join(sorted(devices))}: "
+                "move one of them with .to(device)."
+            )
+
+
+def check_course(graph: Graph) -> None:
+    """Raise if a recorded network chose by a number that it computed from its input which weights to use.
+
+    Choices after the last weight, such as those of a detector about its boxes, do no harm.
+
+    Raises
+    ------
+    CdlibError
+        Since one run does not show what the network does for other inputs.
+    """
+    last = max((op.index for op in graph.ops if any(v.kind == "parameter" for v in op.inputs)), default=0)
+    for op in graph.ops[:last]:
+        chosen = [value for value in op.inputs if value.kind == "activation" and value.dtype == torch.bool]
+        if op.name in _CHOICES and (chosen or op.name == "equal"):
+            where = f"in {op.module}" if op.module else "in its own forward"
+            raise CdlibError(
+                f"the network chooses its course by a number that it computes ({op.name} {where}), and one run does "
+                "not show what it does otherwise: take the choice out, or pass the part of the network without it."
+            )
+
+
+_CHOICES = {"_local_scalar_dense", "is_nonzero", "equal"}
+"""Operators that hand a number of a tensor to Python; a truth value, for an ``if``."""
+
+
+def training_run(model: nn.Module, graph: Graph, example_input: ExampleInput, batch_dim: int | None) -> Graph | None:
+    """Record a network in training mode, if there are weights that it uses then and not at inference; else None."""
+    unused = {name for name, _ in model.named_parameters()} - _weights(graph)
+    if not unused or not graph.on_meta:
+        return None
+    args = repeated(example_input, batch_dim, 2)
+    training, error = run(model, args, on_meta=True, training=True)
+    return training if error is None and unused & _weights(training) else None
+
+
+def check_batch(model: nn.Module, graph: Graph, args: tuple[Any, ...]) -> None:
+    """Raise if a network uses other weights for several samples (`args`) than for one (`graph`).
+
+    Raises
+    ------
+    CdlibError
+        Since one run does not show what it does. A network that does not run on shapes alone is not checked.
+    """
+    if not graph.on_meta:
+        return
+    other, error = run(model, args, on_meta=True)
+    if error is None and _weights(graph) != _weights(other):
+        raise CdlibError(
+            f"{type(model).__name__} uses other weights for several samples than for one: what was found out with one "
+            "sample does not hold. Take the choice out of its forward."
+        )
+
+
+def _weights(graph: Graph) -> set[str]:
+    return {value.name for op in graph.ops for value in op.inputs if value.kind == "parameter"}
+
+
+def _check_memory(held: dict[str, torch.Tensor]) -> None:
+    seen: dict[int, str] = {}
+    for path, tensor in held.items():
+        if tensor.is_meta or tensor.layout != torch.strided or tensor.numel() == 0:
+            continue
+        place = tensor.untyped_storage().data_ptr()
+        if place in seen and held[seen[place]] is not tensor:
+            raise CdlibError(
+                f"{path} and {seen[place]} share memory without being the same parameter: "
+                f"make one of them a copy ({path}.data = {path}.data.clone()) or the same object."
+            )
+        seen[place] = path

@@ -1,0 +1,223 @@
+"""What operators that copy, make, reorder or reshape tensors do to labels."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cdlib.graph import Op
+from cdlib.grouping.labels import Axis, Labels
+from cdlib.grouping.rules.registry import broadcast, rule, unlabelled
+from cdlib.grouping.walk_state import STRUCTURAL, Walk
+
+
+@rule(
+    "clone", "contiguous", "alias", "detach", "lift_fresh", "_to_copy", "_reshape_alias", "as_strided_", "resolve_conj"
+)
+def same(walk: Walk, op: Op, args: dict[str, Any]) -> Labels:
+    """A copy, or the same tensor."""
+    found = walk.of(op.inputs[0])
+    if op.outputs[0].shape != op.inputs[0].shape:
+        walk.freeze(found, op.index, f"is moved around by {walk.place(op)}")
+        return unlabelled(op.outputs[0])
+    return found
+
+
+@rule("copy_", "copy")
+def copy(walk: Walk, op: Op, args: dict[str, Any]) -> Labels:
+    """The source, broadcast to the shape of the destination, in its place."""
+    into, source = args["self"], args["src"]
+    labels = broadcast(walk, op, [into, source], into.shape)
+    own, axes = walk.of(source).axes, list(labels.axes)
+    for back in range(1, len(axes) + 1):
+        if (axis := axes[-back]) is None:
+            continue
+        other = own[-back] if len(own) >= back else None
+        same = other is not None and source.shape[-back] == into.shape[-back]
+        axes[-back] = axis.known(other.zero if same and other is not None else False)
+    return Labels(tuple(axes), labels.why)
+
+
+@rule("zeros_like", "ones_like", "full_like", "empty_like", "new_zeros", "new_ones", "new_full", "new_empty")
+@rule("zeros", "ones", "full", "empty", "fill_", "zero_", "fill", "zero", "rand_like", "randn_like", "bernoulli_")
+def uniform(walk: Walk, op: Op, args: dict[str, Any]) -> Labels:
+    """A tensor with the same number, or numbers drawn alike, everywhere: it may follow in size whatever it meets."""
+    zero = "zero" in op.name or "empty" in op.name or args.get("fill_value", args.get("value")) == 0
+    out = op.outputs[0]
+    if op.name.endswith(("_like", "_")):
+        axes = walk.of(op.inputs[0]).axes
+        return Labels(tuple(axis and axis.known(zero) for axis in axes), walk.of(op.inputs[0]).why)
+    made = tuple(fresh(walk, size, zero) if size > 1 else None for size in out.shape)
+    return Labels(made, "meets a constant of fixed size")
+
+
+def fresh(walk: Walk, size: int, zero: bool) -> Axis:
+    """Labels for a dimension along which everything is alike."""
+    return Axis(walk.ledger.fresh(size), np.full(size, zero))
+
+
+@rule("scalar_tensor", "arange", "rand", "randn", "eye", "linspace", "_local_scalar_dense")
+@rule("tril_indices", "triu_indices", "arange_start", "bernoulli")
+def made(walk: Walk, op: Op, args: dict[str, Any]) -> list[Labels]:
+    """A tensor with numbers of its own."""
+    for value in op.inputs:
+        walk.freeze(walk.of(value), op.index, f"has its size read by {walk.place(op)}")
+    return [unlabelled(value, "meets a constant of fixed size") for value in op.outputs]
+
+
+# Dimensions in another order or shape.
+
+
+@rule("view_as_complex", "view_as_real", "_conj", "conj_physical")
+def complex_numbers(walk: Walk, op: Op, args: dict[str, Any]) -> Labels:
+    """Pairs of numbers as complex numbers, and back: the pairs stay."""
+    found = walk.of(op.inputs[0])
+    if op.name == "view_as_complex":
+        walk.freeze(found, op.index, f"{STRUCTURAL}: the two parts of a complex number", [len(found.axes) - 1])
+        return Labels(found.axes[:-1], found.why)
+    return Labels((*found.axes, None), found.why) if op.name == "view_as_real" else found
+
+
+@rule("permute", "transpose", "t", "swapaxes", "movedim", "numpy_T", "transpose_")
+def permute(walk: Walk, op: Op, args: dict[str, Any]) -> Labels:
+    """The dimensions in another order."""
+    axes, why = walk.of(op.inputs[0])
+    rank = len(axes)
+    if op.name == "permute":
+        order = [dim % rank for dim in args["dims"]]
+    else:
+        first, second = (args["dim0"] % rank, args["dim1"] % rank) if rank and "dim0" in args else (0, rank - 1)
+        order = list(range(rank))
+        if rank > 1:
+            order[first], order[second] = order[second], order[first]
+    return Labels(tuple(axes[dim] for dim in order), why)
+
+
+@rule("squeeze", "unsqueeze", "squeeze_", "unsqueeze_", "view", "_unsafe_view", "reshape", "flatten", "unflatten")
+def reshape(walk: Walk, op: Op, args: dict[str, Any]) -> Labels:
+    """The same elements in another shape, block by block of dimensions with the same number of elements."""
+    source, out = op.inputs[0], op.outputs[0]
+    axes, why = walk.of(source)
+    if source.numel == 0 or source.numel != out.numel:
+        walk.freeze(walk.of(source), op.index, f"is moved around by {walk.place(op)}")
+        return unlabelled(out)
+    result: list[Axis | None] = [None] * len(out.shape)
+    for dims, outs in _blocks(source.shape, out.shape):
+        if all(axes[dim] is None for dim in dims):
+            continue
+        if len(dims) == 1 and len(outs) == 1:
+            result[outs[0]] = axes[dims[0]]
+            continue
+        single = [dim for dim in dims if source.shape[dim] == 1]
+        walk.freeze(Labels(axes), op.index, "is a single channel", single)
+        labelled = [dim for dim in dims if dim not in single and axes[dim] is not None]
+        if len(labelled) > 1:
+            reason = f"{STRUCTURAL}: {walk.place(op)} merges it with another such dimension"
+            uniform = [dim for dim in labelled if _is_uniform(walk, axes[dim])]
+            walk.freeze(Labels(axes), op.index, reason, uniform or labelled)
+            labelled = [dim for dim in labelled if uniform and dim not in uniform]
+            if len(labelled) > 1:
+                walk.freeze(Labels(axes), op.index, reason, labelled)
+            if len(labelled) != 1:
+                continue
+        if labelled and (axis := axes[labelled[0]]) is not None:
+            shape = [source.shape[dim] for dim in dims]
+            place = [1] * len(dims)
+            place[dims.index(labelled[0])] = -1
+            flat = axis.each(partial(_spread, place=place, shape=shape))
+            chosen, axis = _split(walk, op, flat, [out.shape[dim] for dim in outs])
+            result[outs[chosen]] = axis
+    return Labels(tuple(result), why)
+
+
+def _is_uniform(walk: Walk, axis: Axis | None) -> bool:
+    """Whether labels are those of a tensor that the network makes by itself, for example of repeated samples."""
+    made = (first <= axis.ids[0] < first + size for first, size in walk.ledger.atoms.values()) if axis else ()
+    return axis is not None and not any(made)
+
+
+def _blocks(before: tuple[int, ...], after: tuple[int, ...]) -> list[tuple[list[int], list[int]]]:
+    """Cut two shapes of the same number of elements into the smallest blocks that agree in it."""
+    found: list[tuple[list[int], list[int]]] = []
+    i = j = 0
+    while i < len(before) or j < len(after):
+        dims: list[int] = []
+        outs: list[int] = []
+        one = two = 1
+        while not (dims and outs and one == two) and (i < len(before) or j < len(after)):
+            if i < len(before) and (j == len(after) or one < two or not dims):
+                dims.append(i)
+                one *= before[i]
+                i += 1
+            else:
+                outs.append(j)
+                two *= after[j]
+                j += 1
+        found.append((dims, outs))
+    return found
+
+
+def _spread(part: NDArray[Any], place: list[int], shape: list[int]) -> NDArray[Any]:
+    """What belongs to one dimension of a block, for every element of the block."""
+    return np.broadcast_to(part.reshape(place), shape).reshape(-1)
+
+
+def _split(walk: Walk, op: Op, flat: Axis, shape: list[int]) -> tuple[int, Axis]:
+    """Choose the dimension that carries the labels of a block, and couple them across the others.
+
+    A dimension along which alone the labels change needs no coupling. Otherwise it is the last one, or what the walk
+    was told to take.
+    """
+    ids, zero = flat.ids.reshape(shape), flat.zero.reshape(shape)
+    candidates = [dim for dim, size in enumerate(shape) if size > 1] or [0]
+    for dim in candidates:
+        others = tuple(d for d in range(len(shape)) if d != dim)
+        if (ids.min(axis=others) == ids.max(axis=others)).all():
+            return dim, Axis(ids.min(axis=others), np.asarray(zero.all(axis=others)))
+    order = [candidates[-1], *candidates[:-1]]
+    walk.choices[op.index] = (len(order), flat.ids[flat.ids >= 0])
+    dim = order[walk.splits.get(op.index, 0)]
+    rows = np.moveaxis(ids, dim, -1).reshape(-1, shape[dim])
+    for row in rows[1:]:
+        walk.ledger.couple(rows[0], row, op.index)
+    flags = np.moveaxis(zero, dim, -1).reshape(-1, shape[dim])
+    # the smallest label stands for a column: that of an index that stays, if there is one
+    return dim, Axis(rows.min(axis=0), np.asarray(flags.all(axis=0)))
+
+
+@rule("expand", "broadcast_to")
+def expand(walk: Walk, op: Op, args: dict[str, Any]) -> Labels:
+    """Repeat dimensions of size 1: all the repeated positions are alike."""
+    source, out = op.inputs[0], op.outputs[0]
+    axes, why = walk.of(source)
+    new = len(out.shape) - len(source.shape)
+    result: list[Axis | None] = []
+    for dim, size in enumerate(out.shape):
+        axis = axes[dim - new] if dim >= new else None
+        if dim >= new and source.shape[dim - new] == size:
+            result.append(axis)
+            continue
+        walk.spread(axis, op)
+        result.append(fresh(walk, size, False))
+    return Labels(tuple(result), why)
+
+
+@rule("repeat", "tile")
+def repeat(walk: Walk, op: Op, args: dict[str, Any]) -> Labels:
+    """The whole tensor several times along each dimension."""
+    source, out = op.inputs[0], op.outputs[0]
+    axes, why = walk.of(source)
+    new = len(out.shape) - len(source.shape)
+    result: list[Axis | None] = []
+    for dim, size in enumerate(out.shape):
+        axis = axes[dim - new] if dim >= new else None
+        if dim < new or (source.shape[dim - new] == 1 and size > 1):
+            walk.spread(axis, op)
+            result.append(fresh(walk, size, False) if size > 1 else None)
+        else:
+            times = size // source.shape[dim - new]
+            result.append(axis and Axis(np.tile(axis.ids, times), np.tile(axis.zero, times)))
+    return Labels(tuple(result), why)

@@ -1,0 +1,157 @@
+"""What operators that take tensors apart or put them together do to labels."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from cdlib.graph import Op, Value
+from cdlib.grouping.labels import Axis, Labels
+from cdlib.grouping.rules.registry import broadcast, rule
+from cdlib.grouping.walk_state import STRUCTURAL, Walk
+
+
+@rule("slice")
+def slice_(walk: Walk, op: Op, args: dict[str, Any]) -> Labels:
+    """A range of one dimension."""
+    source = op.inputs[0]
+    axes, why = walk.of(source)
+    dim = args["dim"] % len(axes)
+    if (axis := axes[dim]) is None:
+        return Labels(axes, why)
+    if args["step"] not in (None, 1):
+        walk.ledger.freeze(axis.ids, op.index, f"{STRUCTURAL}: {walk.place(op)} takes every {args['step']}th of it")
+    part = axis.take(slice(args["start"], args["end"], args["step"]))
+    return Labels((*axes[:dim], part, *axes[dim + 1 :]), why)
+
+
+@rule("select")
+def select(walk: Walk, op: Op, args: dict[str, Any]) -> Labels:
+    """One index of a dimension: it has to stay."""
+    axes, why = walk.of(op.inputs[0])
+    dim = args["dim"] % len(axes)
+    if (axis := axes[dim]) is not None:
+        walk.ledger.freeze(axis.ids[[args["index"]]], op.index, f"is picked by its number by {walk.place(op)}")
+    return Labels((*axes[:dim], *axes[dim + 1 :]), why)
+
+
+@rule("unbind")
+def unbind(walk: Walk, op: Op, args: dict[str, Any]) -> list[Labels]:
+    """Every index of a dimension by itself."""
+    found = walk.of(op.inputs[0])
+    dim = args["dim"] % len(found.axes)
+    walk.freeze(found, op.index, f"{STRUCTURAL}: {walk.place(op)} takes it apart", [dim])
+    return [Labels((*found.axes[:dim], *found.axes[dim + 1 :]), found.why) for _ in op.outputs]
+
+
+@rule("split", "split_with_sizes", "chunk", "tensor_split")
+def split(walk: Walk, op: Op, args: dict[str, Any]) -> list[Labels]:
+    """Consecutive ranges of a dimension."""
+    axes, why = walk.of(op.inputs[0])
+    dim = args["dim"] % len(axes)
+    start, result, whole = 0, [], axes[dim]
+    for value in op.outputs:
+        part = whole and whole.take(slice(start, start + value.shape[dim]))
+        result.append(Labels((*axes[:dim], part, *axes[dim + 1 :]), why))
+        start += value.shape[dim]
+    return result
+
+
+@rule("cat", "concat", "concatenate")
+def cat(walk: Walk, op: Op, args: dict[str, Any]) -> Labels:
+    """Tensors one after the other along a dimension."""
+    out = op.outputs[0]
+    parts = [value for value in args["tensors"] if value.shape != (0,)]
+    found = [walk.of(value) for value in parts]
+    along = args["dim"] % len(out.shape)
+    axes: list[Axis | None] = []
+    for dim in range(len(out.shape)):
+        here = [(labels.axes[dim], labels.why) for labels in found]
+        if dim != along:
+            joined = walk.join(here, op)
+            zero = np.logical_and.reduce([a.zero for a, _ in here if a is not None]) if joined is not None else False
+            axes.append(joined and joined.known(zero))
+        elif all(axis is None for axis, _ in here):
+            axes.append(None)
+        else:
+            whole = [
+                axis or Axis(walk.ledger.fixed(value.shape[dim], why), np.zeros(value.shape[dim], dtype=bool))
+                for (axis, why), value in zip(here, parts, strict=True)
+            ]
+            axes.append(Axis(np.concatenate([a.ids for a in whole]), np.concatenate([a.zero for a in whole])))
+    return Labels(tuple(axes), found[0].why)
+
+
+@rule("stack")
+def stack(walk: Walk, op: Op, args: dict[str, Any]) -> Labels:
+    """Tensors of the same shape side by side in a new dimension."""
+    labels = broadcast(walk, op, args["tensors"], args["tensors"][0].shape)
+    dim = args["dim"] % len(op.outputs[0].shape)
+    return Labels((*labels.axes[:dim], None, *labels.axes[dim:]), labels.why)
+
+
+@rule("flip", "roll", "cumsum", "cumprod", "sort", "topk", "unfold", "index_select", "gather", "repeat_interleave")
+@rule("cummax", "cummin", "_fft_r2c", "_fft_c2r", "_fft_c2c")
+def ordered(walk: Walk, op: Op, args: dict[str, Any]) -> list[Labels]:
+    """Operators for which the order of a dimension counts: it has to stay, the others do not matter."""
+    source = op.inputs[0]
+    found = walk.of(source)
+    rank = len(found.axes)
+    named = args.get("dim", args.get("dims", args.get("dimension")))
+    if named is None or op.name == "gather":
+        named = range(rank)
+    dims = [dim % rank for dim in ([named] if isinstance(named, int) else named)]
+    walk.freeze(found, op.index, f"{STRUCTURAL}: {walk.place(op)} depends on its order", dims)
+    for other in op.inputs[1:]:
+        walk.freeze(walk.of(other), op.index, f"is an index in {walk.place(op)}")
+    axes = tuple(None if dim in dims else axis for dim, axis in enumerate(found.axes))
+    places = tuple(axis and axis.known(False) for axis in axes)  # where the numbers were, as sort and topk return them
+    new = (None,) * (len(op.outputs[0].shape) - rank)
+    return [Labels((places if k else axes) + new, found.why) for k in range(len(op.outputs))]
+
+
+@rule("index", "index_put_", "index_put", "_unsafe_index")
+def index(walk: Walk, op: Op, args: dict[str, Any]) -> Labels:
+    """Positions named by tensors of numbers or flags; the other dimensions pass."""
+    source, out = op.inputs[0], op.outputs[0]
+    found = walk.of(source)
+    indices = list(args["indices"])
+    covered: list[int] = []
+    at = 0
+    for each in indices:
+        wide = len(each.shape) if each is not None and str(each.dtype) in ("torch.bool", "torch.uint8") else 1
+        covered += range(at, at + wide) if each is not None else []
+        at += wide
+        if each is not None:
+            walk.freeze(walk.of(each), op.index, f"is an index in {walk.place(op)}")
+    walk.freeze(found, op.index, f"{STRUCTURAL}: positions picked by {walk.place(op)}", covered)
+    free = [dim for dim in range(len(found.axes)) if dim not in covered]
+    if op.name.startswith("index_put"):
+        return _written(walk, op, args["values"], [dim for dim in free if not covered or dim > covered[-1]], free)
+    new = len(out.shape) - len(free)
+    adjacent = covered == list(range(covered[0], covered[-1] + 1)) if covered else True
+    before = [dim for dim in free if adjacent and covered and dim < covered[0]]
+    after = [dim for dim in free if dim not in before]
+    axes = [*(found.axes[d] for d in before), *[None] * new, *(found.axes[d] for d in after)]
+    return Labels(tuple(axes), found.why)
+
+
+def _written(walk: Walk, op: Op, values: Value, after: list[int], free: list[int]) -> Labels:
+    """Labels of a tensor after `values` were written to some positions: those of the dimensions `after` them pass."""
+    into, given = walk.of(op.inputs[0]), walk.of(values)
+    reason = f"is written by {walk.place(op)}"
+    axes = list(into.axes)
+    walk.freeze(into, op.index, reason, [dim for dim in free if dim not in after])
+    walk.freeze(given, op.index, reason, range(max(len(given.axes) - len(after), 0)))
+    for back, dim in enumerate(reversed(after), start=1):
+        here, size = (given.axes[-back], values.shape[-back]) if back <= len(given.axes) else (None, 1)
+        axis = axes[dim]
+        if size != op.inputs[0].shape[dim]:
+            walk.freeze(given, op.index, reason, [len(given.axes) - back] if here is not None else [])
+            axes[dim] = axis and axis.known(False)
+            continue
+        joined = walk.join([(axis, into.why), (here, given.why)], op)
+        both = axis is not None and here is not None and axis.zero & here.zero
+        axes[dim] = joined and joined.known(both)
+    return Labels(tuple(axes), into.why)

@@ -1,0 +1,227 @@
+"""Walk through a captured network and carry labels from operator to operator.
+
+The walk knows nothing about models, only about operators: a rule per kind of operator (`cdlib.grouping.rules.registry`)
+says which labels the outputs carry and what is to be noted in the `Ledger`. Whatever has no rule freezes the labels
+that it meets.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from cdlib.graph import Graph, Op, Value, moved_after
+from cdlib.grouping.labels import Axis, Ids, Labels, Ledger
+
+STRUCTURAL = "would have to change a dimension that is not channels"
+"""How the reasons begin that another way to split a dimension may avoid."""
+
+
+MAKERS = {"expand", "repeat", "tile", "broadcast_to", "constant_pad_nd"}
+MAKERS |= {"zeros", "ones", "full", "empty", "new_zeros", "new_ones", "new_full"}
+"""Operators whose results have labels although their operands have none."""
+
+
+class Walk:
+    """One walk: `labels` holds the labels of every value of the graph, `ledger` what was found out about them.
+
+    Parameters
+    ----------
+    graph : Graph
+        Of the network.
+    splits : dict, optional
+        For reshapes (by the operator's index), which of the possible dimensions carries the labels.
+    training : Graph, optional
+        Of the same network in training mode, if it uses weights then that it does not use at inference (auxiliary
+        classifiers): they go along, but what training does is nothing that zeros could change.
+    consumed_only : set, optional
+        The parameter dimensions, as (name, dimension), that are read by products and never made by them: the input
+        side of layers, which is not zeroed with a unit. Guessed when None, see `cdlib.grouping.reshape_choices.walk`.
+    """
+
+    def __init__(
+        self,
+        graph: Graph,
+        splits: dict[int, int] | None = None,
+        consumed_only: set[tuple[str, int]] | None = None,
+        training: Graph | None = None,
+    ) -> None:
+        self.graph, self.training, self.ledger = graph, training, Ledger()
+        self.splits, self.consumed_only = dict(splits or {}), consumed_only
+        self.choices: dict[int, tuple[int, Ids]] = {}
+        self.asked_weights = False
+        self.labels: dict[int, Labels] = {}
+        self._of_storage: dict[int, list[int]] = defaultdict(list)
+        self._follow(graph)
+        if training is not None:
+            found = len(self.ledger.noticed)
+            self._follow(moved_after(graph, training))
+            del self.ledger.noticed[found:]
+
+    def _follow(self, graph: Graph) -> None:
+        from cdlib.grouping.rules import rule_for
+
+        for op in graph.ops:
+            if op.name in MAKERS or any(self.labelled(value) for value in op.inputs):
+                outputs = rule_for(op)(self, op, arguments(op))
+                results = [outputs] if isinstance(outputs, Labels) else outputs
+            else:
+                why = self.of(op.inputs[0]).why if op.inputs else "meets a constant of fixed size"
+                results = [Labels((None,) * len(v.shape), why) for v in op.outputs]
+            for value, labels in zip(op.outputs, results, strict=True):
+                self._set(value, labels, op)
+        for value in graph.outputs:
+            self.freeze(self.of(value), self.graph.ops[-1].index + 1 if self.graph.ops else 0, "reaches the output")
+
+    # Labels of values.
+
+    def of(self, value: Value) -> Labels:
+        """The labels of a value; those of parameters, buffers and inputs are made when they are first asked for."""
+        if value.index not in self.labels:
+            self._put(value, self._first(value))
+        return self.labels[value.index]
+
+    def labelled(self, value: Value) -> bool:
+        """Whether some dimension of a value has labels."""
+        return any(axis is not None for axis in self.of(value).axes)
+
+    def _first(self, value: Value) -> Labels:
+        none = (None,) * len(value.shape)
+        if value.kind in ("parameter", "buffer"):
+            channels = self._channel_dims(value)
+            axes = tuple(
+                Axis(self.ledger.atom(value.name, dim, size), np.full(size, self._is_own(value.name, dim)))
+                if dim < channels
+                else None
+                for dim, size in enumerate(value.shape)
+            )
+            return Labels(axes, f"meets the positions of {value.name}")
+        if value.kind == "input":
+            return Labels(none, "meets the network's input")
+        return Labels(none, "meets a constant of fixed size")
+
+    def _channel_dims(self, value: Value) -> int:
+        """How many dimensions of a parameter may be channels: all, but for the positions of a convolution's kernel."""
+        owner = value.name.partition(".parametrizations.")[0]
+        owner = value.name.rpartition(".")[0] if owner == value.name else owner
+        is_kernel = isinstance(self.graph.modules.get(owner), nn.modules.conv._ConvNd)
+        return 2 if is_kernel else len(value.shape)
+
+    def _is_own(self, name: str, dim: int) -> bool:
+        return self.consumed_only is None or (name, dim) not in self.consumed_only
+
+    def _put(self, value: Value, labels: Labels) -> None:
+        if value.index not in self.labels:
+            self._of_storage[value.storage].append(value.index)
+        self.labels[value.index] = labels
+
+    def _set(self, value: Value, labels: Labels, op: Op) -> None:
+        """Give a value its labels. What was written into shared memory is no longer zero in the other views of it."""
+        self._put(value, labels)
+        shared = self._of_storage[value.storage]
+        if len(shared) > 1 and op.target._schema.is_mutable:
+            if all(axis is None or axis.zero.all() for axis in labels.axes) and self.labelled(value):
+                return
+            for index in shared:
+                if index != value.index:
+                    axes, why = self.labels[index]
+                    self.labels[index] = Labels(tuple(None if a is None else a.known(False) for a in axes), why)
+
+    # What rules note.
+
+    def freeze(self, labels: Labels, op: int, reason: str, dims: range | list[int] | None = None) -> None:
+        """Note that the labels of a tensor, or of some of its dimensions, must stay."""
+        for dim in range(len(labels.axes)) if dims is None else dims:
+            axis = labels.axes[dim]
+            if axis is not None:
+                self.ledger.freeze(axis.ids, op, reason)
+
+    def spread(self, axis: Axis | None, op: Op) -> None:
+        """Note that a dimension of size 1 is repeated over several positions, so that its label must stay."""
+        if axis is not None:
+            self.ledger.freeze(axis.ids, op.index, f"is spread over several positions by {self.place(op)}")
+
+    def join(self, found: list[tuple[Axis | None, str]], op: Op) -> Axis | None:
+        """Couple dimensions of equal size that are used together; where one cannot change, none can.
+
+        Returns the first of them, or None where nothing can vanish.
+        """
+        labelled = [axis for axis, _ in found if axis is not None]
+        if not labelled:
+            return None
+        for axis in labelled[1:]:
+            self.ledger.couple(labelled[0].ids, axis.ids, op.index)
+        fixed = [why for axis, why in found if axis is None]
+        for why in fixed:
+            self.ledger.freeze(labelled[0].ids, op.index, why)
+        return None if fixed else labelled[0]
+
+    def contract(self, op: Op, a: Value, dim_a: int, b: Value, dim_b: int) -> None:
+        """Note that a product sums over a dimension of `a` together with one of `b`."""
+        self.contract_axes(op, (a, self.of(a).axes[dim_a]), (b, self.of(b).axes[dim_b]))
+
+    def contract_axes(self, op: Op, a: tuple[Value, Axis | None], b: tuple[Value, Axis | None]) -> None:
+        """The same with the labels of the dimensions given."""
+        self.join([(axis, self.of(value).why) for value, axis in (a, b)], op)
+        zero = np.zeros(1, dtype=bool)
+        two_weights = is_weight(a[0]) and is_weight(b[0])
+        self.asked_weights |= two_weights
+        for value, axis in (a, b):
+            if axis is None:
+                continue
+            if is_weight(value):
+                self.ledger.consumed.append(axis.ids)
+            if two_weights or not is_weight(value):
+                zero = zero | axis.zero
+        for _, axis in (a, b):
+            if axis is not None:
+                bad = np.broadcast_to(~zero, axis.ids.shape)
+                self.ledger.notice(axis.ids[bad], op.index, f"is not zero where {self.place(op)} reads it")
+
+    def emit(self, value: Value, dim: int) -> Axis | None:
+        """The labels of a dimension of a product's operand that the result has too."""
+        axis = self.of(value).axes[dim]
+        if axis is not None and is_weight(value):
+            self.ledger.produced.append(axis.ids)
+        return axis
+
+    def used(self, values: Iterable[Value]) -> bool:
+        """Whether any of the values is read by a later operator or returned by the network."""
+        wanted = {value.index for value in values}
+        read = (value.index for op in self.graph.ops for value in op.inputs)
+        return any(index in wanted for index in (*read, *(value.index for value in self.graph.outputs)))
+
+    def place(self, op: Op) -> str:
+        """An operator in words: its name and its module."""
+        return f"{op.name} in {op.module}" if op.module else op.name
+
+
+def is_weight(value: Value) -> bool:
+    """Whether a value does not depend on the network's input."""
+    return value.kind in ("parameter", "buffer", "constant")
+
+
+@lru_cache(maxsize=4096)
+def _parameters(target: Any) -> tuple[tuple[str, Any], ...]:
+    return tuple((a.name, a.default_value if a.has_default_value() else None) for a in target._schema.arguments)
+
+
+def arguments(op: Op) -> dict[str, Any]:
+    """What an operator was called with, by the names of its schema, defaults filled in."""
+    named = _parameters(op.target)
+    found = dict(named)
+    found.update({name: value for (name, _), value in zip(named, op.args, strict=False)})
+    found.update(op.kwargs)
+    return found
+
+
+@lru_cache(maxsize=4096)
+def is_pointwise(target: Any) -> bool:
+    """Whether an operator works element by element, after broadcasting."""
+    return torch.Tag.pointwise in target.tags

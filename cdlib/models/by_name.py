@@ -1,0 +1,294 @@
+"""Networks by name: the book's own, torchvision's, timm's, or a function in a file of yours.
+
+`build` returns a fresh network with random float32 weights drawn from torch's global generator or, when asked, with
+ImageNet weights. What the book's networks look like stands in `cdlib.models.architectures`, where weights come from in
+`cdlib.models.pretrained`; training is left to `cdlib.train`. Built inside `with torch.device("meta")`, a network has
+shapes but no storage, which is all that counting parameters and MACs needs.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import inspect
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from cdlib.errors import CdlibError, unknown
+
+RECIPE = "cdlib_recipe"
+"""The attribute of a built network that says what `build` was called with: its name, classes and options."""
+
+_NO_NAMES = "give one of cdlib.models.names(), timm:NAME or path/to/file.py:function"
+
+
+def build(name: str, classes: int = 10, *, pretrained: bool = False, **options: Any) -> nn.Module:
+    """Build a classification network.
+
+    Parameters
+    ----------
+    name : str
+        One of `names()`; `timm:NAME`, or a timm name that torchvision lacks; or `path/to/file.py:function`, whose
+        function is called with `options`, and with `classes` and `pretrained` if it takes them.
+    classes : int, default 10
+        Width of the classifier.
+    pretrained : bool, default False
+        Start from the library's default ImageNet weights. A classifier of another width than theirs, and a ConvNeXt
+        stem of another stride than 4, do not fit them and start from random weights.
+    **options
+        What the network itself takes, see `options`. For the book's networks: `stem` (4, 2 or 1) and `drop_path`
+        (stochastic depth, from 0 to below 1) for every ConvNeXt, `in_channels` for the `*_mini` networks.
+
+    Returns
+    -------
+    torch.nn.Module
+        In training mode. It maps images [N, C, H, W] to logits [N, classes]; for that reason GoogLeNet and Inception v3
+        come without the auxiliary classifiers they would train with. The attribute `RECIPE` says how it was built.
+
+    Raises
+    ------
+    CdlibError
+        Unknown name or option, a file or function that cannot be used, or weights that cannot be had.
+    """
+    if not isinstance(name, str):
+        raise unknown("model", name, names())
+    _check_count("classes", classes)
+    model = _built(name, classes, pretrained, options)
+    setattr(model, RECIPE, {"name": name, "classes": classes, "options": options})
+    return model
+
+
+def _built(name: str, classes: int, pretrained: bool, options: dict[str, Any]) -> nn.Module:
+    from cdlib.models.architectures import BOOK
+
+    if _is_file(name):
+        return _from_file(name, classes, pretrained, options)
+    if name in BOOK:
+        _check(name, options, _names(BOOK[name], but=("classes",)))
+        _check_count("in_channels", options.get("in_channels", 3))
+        fresh = BOOK[name](classes, **options)
+    elif _in_torchvision(name):
+        fresh = _from_torchvision(name, {"num_classes": classes, **options})
+    else:
+        fresh = _from_timm(name, {"num_classes": classes, **options})
+    return _pretrained(name, fresh, options) if pretrained else fresh
+
+
+def names() -> list[str]:
+    """Return the names `build` knows by itself: the book's networks, then torchvision's other classifiers."""
+    import torchvision.models as zoo
+
+    from cdlib.models.architectures import BOOK
+
+    return [*BOOK, *(name for name in zoo.list_models(module=zoo) if name not in BOOK)]
+
+
+def options(name: str) -> list[str]:
+    """Return the options that `build` passes on to the network `name`, as far as they can be listed.
+
+    Raises
+    ------
+    CdlibError
+        Unknown name, or a file or function that cannot be used.
+    """
+    import torchvision.models as zoo
+
+    from cdlib.models.architectures import BOOK
+
+    if _is_file(name):
+        with _function(name) as function:
+            return _names(function, but=("classes", "pretrained"))
+    if name in BOOK:
+        return _names(BOOK[name], but=("classes",))
+    if _in_torchvision(name):
+        network = inspect.signature(zoo.get_model_builder(name)).return_annotation
+        return _names(network, but=("num_classes",), required=False)
+    return ["stem", "drop_path"] if _timm_name(name).startswith("convnext") else ["drop_path"]
+
+
+def _from_torchvision(name: str, arguments: Mapping[str, Any]) -> nn.Module:
+    import torchvision.models as zoo
+
+    defaults: dict[str, Any] = {"weights": None}
+    if name in ("googlenet", "inception_v3"):
+        defaults |= {"aux_logits": False, "init_weights": True}
+    if "weights_backbone" in inspect.signature(zoo.get_model_builder(name)).parameters:
+        defaults["weights_backbone"] = None
+    try:
+        return zoo.get_model(name, **{**defaults, **arguments})
+    except NotImplementedError:  # RegNet computes its widths with tensors, which the meta device cannot
+        with torch.device("cpu"):
+            model = zoo.get_model(name, **{**defaults, **arguments})
+        return model.to(torch.get_default_device())
+    except Exception as error:
+        raise CdlibError(
+            f"torchvision cannot build {name!r} with {_given(arguments)} ({_reason(error)}); "
+            f"its options: {', '.join(options(name)) or 'none'}."
+        ) from error
+
+
+def _from_timm(name: str, arguments: Mapping[str, Any]) -> nn.Module:
+    import timm
+    from timm.models import ConvNeXt
+
+    from cdlib.models.architectures import check_drop_path, set_stem
+
+    short, arguments = _timm_name(name), dict(arguments)
+    stem = arguments.pop("stem", None)
+    if "drop_path" in arguments:
+        check_drop_path(arguments["drop_path"])
+        arguments["drop_path_rate"] = arguments.pop("drop_path")
+    try:
+        model = timm.create_model(short, **arguments)
+    except Exception as error:
+        raise CdlibError(f"timm cannot build {short!r} with {_given(arguments)} ({_reason(error)}).") from error
+    if stem is not None:
+        if not isinstance(model, ConvNeXt) or model.stem[0].stride != (4, 4):
+            raise CdlibError(f"{name!r} takes no option 'stem': it is for a ConvNeXt whose stem is a 4x4 patch.")
+        set_stem(model.stem, stem)
+    return model
+
+
+def _pretrained(name: str, fresh: nn.Module, options: Mapping[str, Any]) -> nn.Module:
+    """Build `name` again with ImageNet weights, and put in every layer of `fresh` that these do not fit."""
+    from cdlib.models import pretrained as weights
+    from cdlib.models.architectures import BOOK
+
+    options = {key: value for key, value in options.items() if key != "stem"}
+    if _in_torchvision(name):
+        if name in BOOK and "drop_path" in options:
+            options["stochastic_depth_prob"] = options.pop("drop_path")
+        chosen, file = weights.from_torchvision(name)
+        extra = {"weights": chosen}
+        make: Callable[..., nn.Module] = _from_torchvision
+    elif name in BOOK:
+        raise CdlibError(f"{name!r} is the book's own and has no ImageNet weights: build it with pretrained=False.")
+    else:
+        file = weights.from_timm(_timm_name(name))
+        extra = {"pretrained": True, "pretrained_cfg_overlay": {"file": str(file)}}
+        make = _from_timm
+    try:
+        model = make(name, {**extra, **options})
+    except CdlibError as error:
+        # `fresh` was built with the same options, so the file must be the reason.
+        cause = _reason(error.__cause__ or error)
+        raise CdlibError(f"{file} does not hold the weights of {name!r} ({cause}): delete it and try again.") from error
+    shapes = {key: value.shape for key, value in model.named_parameters()}
+    for path, module in list(fresh.named_modules()):
+        own = {f"{path}.{key}": value.shape for key, value in module.named_parameters(recurse=False)}
+        if any(shape != shapes[key] for key, shape in own.items() if path):
+            model.set_submodule(path, module)
+    return model
+
+
+def _from_file(name: str, classes: int, pretrained: bool, options: dict[str, Any]) -> nn.Module:
+    with _function(name) as function:
+        taken = _names(function)
+        arguments = {key: value for key, value in (("classes", classes), ("pretrained", pretrained)) if key in taken}
+        if pretrained and "pretrained" not in taken:
+            raise CdlibError(f"{name} takes no 'pretrained': add the parameter, or build it with pretrained=False.")
+        if not _takes_any(function):
+            _check(name, options, _names(function, but=("classes", "pretrained")))
+        try:
+            model = function(**arguments, **options)
+        except Exception as error:
+            raise CdlibError(f"{name} raised {_reason(error)}.") from error
+    if not isinstance(model, nn.Module):
+        raise CdlibError(f"{name} returned {type(model).__name__}, not a torch.nn.Module.")
+    return model
+
+
+@contextmanager
+def _function(name: str) -> Iterator[Callable[..., Any]]:
+    """Run the file of `path/to/file.py:function` and yield the function; files beside it can be imported meanwhile."""
+    path, _, wanted = name.rpartition(":") if ".py:" in name else (name, "", "")
+    file = Path(path).expanduser()
+    if not wanted:
+        raise CdlibError(f"{name} names no function: give path/to/file.py:function, which returns a torch.nn.Module.")
+    if not file.is_file():
+        raise CdlibError(f"{file} is not a file: give path/to/file.py:function, relative to {Path.cwd()} or absolute.")
+    spec = importlib.util.spec_from_file_location(f"_cdlib_file_{file.stem}", file)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    folder = str(file.resolve().parent)
+    sys.modules[spec.name] = module
+    sys.path.insert(0, folder)
+    try:
+        try:
+            spec.loader.exec_module(module)
+        except Exception as error:
+            raise CdlibError(f"{file} cannot be run: it raised {_reason(error)}.") from error
+        function = getattr(module, wanted, None)
+        if not callable(function):
+            functions = [key for key, value in vars(module).items() if inspect.isfunction(value)]
+            raise CdlibError(f"{file}: {unknown('function', wanted, functions)}")
+        yield function
+    finally:
+        sys.path.remove(folder)
+
+
+def _is_file(name: str) -> bool:
+    return ".py:" in name or name.endswith(".py")
+
+
+def _in_torchvision(name: str) -> bool:
+    import torchvision.models as zoo
+
+    return name in zoo.list_models()
+
+
+def _timm_name(name: str) -> str:
+    """Return the name as timm knows it, or raise with the nearest of all the names there are."""
+    import timm
+
+    short = name.removeprefix("timm:")
+    if timm.is_model(short):
+        return short
+    known = [f"timm:{other}" for other in timm.list_models()] if name != short else [*names(), *timm.list_models()]
+    error = unknown("model", name, known)
+    hint = "" if "did you mean" in str(error) else f" The book, torchvision and timm lack it: {_NO_NAMES}."
+    raise CdlibError(f"{error}{hint}")
+
+
+def _names(function: Callable[..., Any], *, but: Iterable[str] = (), required: bool = True) -> list[str]:
+    """Return the parameters a function takes by name, with or without those that have no default."""
+    named = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+    return [
+        key
+        for key, value in inspect.signature(function).parameters.items()
+        if value.kind in named and key not in but and (required or value.default is not inspect.Parameter.empty)
+    ]
+
+
+def _takes_any(function: Callable[..., Any]) -> bool:
+    return any(value.kind is inspect.Parameter.VAR_KEYWORD for value in inspect.signature(function).parameters.values())
+
+
+def _check(name: str, options: Iterable[str], taken: list[str]) -> None:
+    for option in options:
+        if option not in taken:
+            hint = "" if taken else " It takes none."
+            raise CdlibError(f"{name}: {unknown('option', option, taken)}{hint}")
+
+
+def _check_count(what: str, value: object) -> None:
+    if type(value) is not int or value < 1:
+        raise CdlibError(
+            f"{what}={value!r} is not a number of {what.removeprefix('in_')}: give an integer of at least 1."
+        )
+
+
+def _given(arguments: Mapping[str, Any]) -> str:
+    return ", ".join(f"{key}={value!r}" for key, value in arguments.items() if key != "weights") or "no options"
+
+
+def _reason(error: BaseException) -> str:
+    """Return an error's type and message as one line."""
+    text = " ".join(str(error).split())
+    return f"{type(error).__name__}: {text[:300]}" if text else type(error).__name__

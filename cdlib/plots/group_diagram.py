@@ -1,0 +1,202 @@
+"""A network's operators as a drawing shows them: what each is, which groups it belongs to, and who reads whom.
+
+What only looks at a tensor in another shape, or copies it, is left out. Where things stand is decided in
+`cdlib.plots.layering`, how they look in `cdlib.plots.group_drawing`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Literal
+
+from cdlib.errors import CdlibError, check_choice
+from cdlib.graph import Op, Value
+from cdlib.grouping.groups import Groups
+from cdlib.grouping.labels import Ids
+from cdlib.grouping.walk_state import arguments
+
+Kind = Literal["stem", "accessory", "joint", "end"]
+
+WORDS = {
+    "convolution": "conv",
+    "addmm": "linear",
+    "mm": "linear",
+    "native_batch_norm": "batch norm",
+    "native_layer_norm": "layer norm",
+    "native_group_norm": "group norm",
+    "scaled_dot_product_attention": "attention",
+    "max_pool2d_with_indices": "max pool",
+    "_adaptive_avg_pool2d": "mean pool",
+    "avg_pool2d": "mean pool",
+    "cat": "concat",
+    "mul": "×",
+    "add": "+",
+    "sub": "-",
+    "div": "/",
+}
+_COPIES = {"clone", "contiguous", "_to_copy", "_reshape_alias", "detach", "alias"}
+
+
+@dataclass(frozen=True)
+class Node:
+    """Something to draw: what it says, its kind, and the groups whose channels it hands on."""
+
+    text: str
+    kind: Kind
+    groups: tuple[str, ...]
+
+
+@dataclass
+class Diagram:
+    """What is drawn. Edges lead from one number in `nodes` to a higher one."""
+
+    nodes: list[Node] = field(default_factory=list)
+    edges: list[tuple[int, int]] = field(default_factory=list)
+
+
+def diagram(groups: Groups, inside: str = "") -> Diagram:
+    """Return the operators of a network, or of one of its modules, and the groups they belong to.
+
+    Raises
+    ------
+    CdlibError
+        If there are no groups, no such module, or it runs no operators.
+    """
+    if not isinstance(groups, Groups):
+        raise CdlibError(f"groups is {type(groups).__name__!r}: give what cdlib.find_groups returns.")
+    if not len(groups):
+        raise CdlibError(f"{groups!r}: there is nothing to draw.")
+    check_choice("module", inside, groups.graph.modules)
+    found = _Maker(groups, inside).diagram
+    if all(node.kind == "end" for node in found.nodes):
+        raise CdlibError(f"module {inside!r} runs no operators; there is nothing to draw.")
+    return found
+
+
+class _Maker:
+    """Goes through the operators in the order of the run; `_source` holds the nodes that each tensor comes from."""
+
+    def __init__(self, groups: Groups, inside: str) -> None:
+        self.groups, self.inside, self.diagram = groups, inside, Diagram()
+        self._names = _group_of_label(groups)
+        self._made = groups.walk.ledger.marked(groups.walk.ledger.produced)
+        self._source: dict[int, list[int]] = {}
+        self._outer: dict[int, Op] = {}
+        graph = groups.graph
+        if not inside:
+            for value in graph.inputs:
+                self._add(Node("input", "end", ()), value, [])
+        for op in graph.ops:
+            if op.outputs:
+                self._enter(op)
+        if sources := self._from(graph.outputs, enter=False):
+            self._edges(sources, self._new(Node("output", "end", ())))
+
+    def _enter(self, op: Op) -> None:
+        data = [value for value in op.inputs if value.kind in ("activation", "input")]
+        if not data:
+            return
+        if not self._is_inside(op):
+            self._leave(op, data)
+        elif not op.does_work or op.name in _COPIES:
+            for value in op.outputs:
+                self._source[value.index] = self._from(data)
+        else:
+            sources = self._from(data)
+            kind = self._kind(op, sources)
+            self._add(Node(self._text(op, kind), kind, self._of(op.outputs)), op.outputs, sources)
+            if op.target._schema.is_mutable:
+                for value in self.groups.graph.values:
+                    if value.storage == op.outputs[0].storage and value.index in self._source:
+                        self._source[value.index] = self._source[op.outputs[0].index]
+
+    def _leave(self, op: Op, data: list[Value]) -> None:
+        """An operator outside: noted as a source; an end of the edges that lead to it."""
+        for value in op.outputs:
+            self._outer[value.index] = op
+        sources = [node for node in self._from(data, enter=False) if self.diagram.nodes[node].kind != "end"]
+        if sources and (op.does_work and op.name not in _COPIES):
+            self._edges(sources, self._new(Node(f"to {op.module or op.name}", "end", ())))
+            for value in data:
+                self._source.pop(value.index, None)
+        elif sources:
+            for value in op.outputs:
+                self._source[value.index] = sources
+
+    def _from(self, values: Iterable[Value], *, enter: bool = True) -> list[int]:
+        """The nodes that some tensors come from; an end is made for what comes from outside."""
+        found: dict[int, None] = {}
+        for value in values:
+            if enter and value.index not in self._source and self.inside:
+                op = self._outer.get(value.index)
+                text = f"from {op.module or op.name}" if op else "from the input"
+                self._add(Node(text, "end", ()), value, [])
+            found |= dict.fromkeys(self._source.get(value.index, []))
+        return list(found)
+
+    def _new(self, node: Node) -> int:
+        self.diagram.nodes.append(node)
+        return len(self.diagram.nodes) - 1
+
+    def _edges(self, sources: list[int], number: int) -> None:
+        self.diagram.edges += [(source, number) for source in sources]
+
+    def _add(self, node: Node, values: Value | Iterable[Value], sources: list[int]) -> None:
+        number = self._new(node)
+        self._edges(sources, number)
+        for value in (values,) if isinstance(values, Value) else values:
+            self._source[value.index] = [number]
+
+    def _is_inside(self, op: Op) -> bool:
+        return not self.inside or op.module == self.inside or op.module.startswith(f"{self.inside}.")
+
+    def _kind(self, op: Op, sources: list[int]) -> Kind:
+        """A stem makes channels by a product with a weight; a joint has several sources; accessories are the rest."""
+        walk = self.groups.walk
+        for value in op.inputs:
+            if value.kind == "parameter" and len(value.shape) > 1:
+                axes = walk.of(value).axes
+                if any(axis is not None and self._made[axis.ids[axis.ids >= 0]].any() for axis in axes):
+                    return "stem"
+        return "joint" if len(sources) > 1 else "accessory"
+
+    def _of(self, values: Iterable[Value]) -> tuple[str, ...]:
+        """The groups of the labels that tensors carry, in the order of the labels."""
+        ids = [a.ids for v in values for a in self.groups.walk.of(v).axes if a is not None]
+        found = dict.fromkeys(self._names[i] for line in ids for i in line[line >= 0].tolist())
+        return tuple(name for name in found if name)
+
+    def _text(self, op: Op, kind: Kind) -> str:
+        """The operator, and the layer: by its weight, or by its module if that does nothing else."""
+        word = WORDS.get(op.name.rstrip("_"), op.name.removeprefix("native_").strip("_").replace("_", " "))
+        weights = [v.name for v in op.inputs if v.kind == "parameter" and len(v.shape) > (kind == "stem")]
+        if kind == "stem":
+            layer = weights[0].removesuffix(".weight")
+            word += _kernel(op) if word == "conv" else ""
+        elif word in ("×", "+") and weights:
+            return f"{word} {weights[0].rpartition('.')[2]}"
+        else:
+            only = not any(True for _ in self.groups.graph.modules[op.module].children())
+            layer = op.module if only else ""
+        layer = layer.removeprefix(self.inside).strip(".")
+        return f"{word} · {layer}" if layer else word
+
+
+def _kernel(op: Op) -> str:
+    args = arguments(op)
+    weight, count = args["weight"], args["groups"]
+    size = "×".join(str(n) for n in weight.shape[2:])
+    return f" {size}" + ("" if count == 1 else " dw" if count == args["input"].shape[1] else f" /{count}")
+
+
+def _group_of_label(groups: Groups) -> list[str]:
+    """For each label, the group that it vanishes with, or nothing."""
+    ledger = groups.walk.ledger
+    of: Ids = ledger.components()
+    name_of = dict[int, str]()
+    for group in groups:
+        for key in group.tensors:
+            labels = ledger.atoms[key][0] + group.indices(range(group.size), key)
+            name_of |= dict.fromkeys(of[labels].tolist(), group.name)
+    return [name_of.get(root, "") for root in of.tolist()]

@@ -1,0 +1,203 @@
+"""What is left of a network's parameters, MACs and activations as units vanish, without cutting it each time.
+
+Each operator's cost depends on the widths of the tensors that it reads and makes, and the labels say which positions of
+these widths belong to which unit. So a unit that vanishes changes a few widths, and with them the costs of a few
+operators. The totals are those of `cdlib.profile` of the network that `cdlib.remove` would return, to the digit; only
+where `cdlib.remove` has to rewrite a module may that one make other activations.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, replace
+from functools import partial
+
+import numpy as np
+from torch import nn
+
+from cdlib.complexity import lifetimes
+from cdlib.complexity.macs import macs_of
+from cdlib.graph import Value, map_tensors
+from cdlib.grouping.groups import Groups
+from cdlib.grouping.labels import Ids
+
+RESOURCES = ("params", "macs", "activation_bytes")
+
+
+@dataclass(eq=False)
+class _Item:
+    """Something that costs: a parameter, a product or an activation.
+
+    `reads` are the tensors whose shapes the cost is computed from, `owners` the dimensions along which its slices
+    belong to groups: group, tensor and dimension.
+    """
+
+    resource: str
+    cost: Callable[[], int]
+    reads: list[Value]
+    owners: list[tuple[str, Value, int]]
+    now: int = 0
+
+
+class Meter:
+    """The resources of a network while units are dropped.
+
+    Parameters
+    ----------
+    model : nn.Module
+        The network; it is not changed.
+    groups : Groups
+        What `cdlib.find_groups` returned for it.
+
+    Attributes
+    ----------
+    totals : dict from str to int
+        ``params``, ``macs`` and ``activation_bytes`` of what is left.
+    kept : dict from str to int
+        By prunable group, how many units are left.
+    """
+
+    def __init__(self, model: nn.Module, groups: Groups) -> None:
+        self.groups = {group.name: group for group in groups.prunable}
+        self.totals = dict.fromkeys(RESOURCES, 0)
+        self.kept = {name: group.size for name, group in self.groups.items()}
+        self._left = {name: np.ones(group.size, dtype=bool) for name, group in self.groups.items()}
+        self._rows: dict[tuple[str, int, int], int] = {}
+        self._touches: dict[str, list[tuple[Value, int, Ids]]] = {name: [] for name in self.groups}
+        self._held: dict[int, list[tuple[str, int]]] = {}
+        self._live: dict[int, Value] = {}
+        self._walk, self._names = groups.walk, list(self.groups)
+        self._group_of, self._unit_of = self._find_units()
+        self._items = [*self._parameters(model), *self._products(), *self._activations()]
+        self._changed_by: dict[str, list[_Item]] = defaultdict(list)
+        for item in self._items:
+            for name in {name for value in item.reads for name, _ in self._in(value)}:
+                self._changed_by[name].append(item)
+            self._count(item)
+
+    def drop(self, name: str, units: Iterable[int]) -> None:
+        """Take units that are left out of a group, and count again what that changes.
+
+        Raises
+        ------
+        ValueError
+            If some of them are gone already.
+        """
+        chosen = np.asarray(list(units), dtype=np.int64)
+        if not self._left[name][chosen].all() or len(set(chosen.tolist())) < len(chosen):
+            raise ValueError(f"some of the units {chosen.tolist()} of group {name!r} are gone already")
+        self._left[name][chosen] = False
+        self.kept[name] -= len(chosen)
+        for value, dim, positions in self._touches[name]:
+            fewer = int(positions[chosen].sum())
+            self._rows[name, id(value), dim] -= fewer
+            shape = tuple(n - fewer if k == dim else n for k, n in enumerate(value.shape))
+            object.__setattr__(value, "shape", shape)
+        for item in self._changed_by[name]:
+            self._count(item)
+
+    def left(self, name: str) -> Ids:
+        """The units of a group that are left, in order."""
+        return np.flatnonzero(self._left[name])
+
+    def dropped(self) -> dict[str, list[int]]:
+        """The units that are gone, by group: for `cdlib.remove`."""
+        gone = {name: np.flatnonzero(~left).tolist() for name, left in self._left.items()}
+        return {name: units for name, units in gone.items() if units}
+
+    def shares(self, resource: str) -> dict[str, float]:
+        """Return what the own slices of each prunable group cost of one of the `RESOURCES`.
+
+        That is the parameters in them, the MACs that make the group's channels, and the bytes of activations that hold
+        them. For a chain of layers it is the cost of each layer; a group that makes several layers' channels
+        costs the sum. What belongs to no prunable group is in no share.
+        """
+        found = dict.fromkeys(self.groups, 0.0)
+        for item in self._items:
+            if item.resource == resource:
+                for name, value, dim in item.owners:
+                    found[name] += item.now * self._rows[name, id(value), dim] / value.shape[dim]
+        return found
+
+    def _count(self, item: _Item) -> None:
+        self.totals[item.resource] -= item.now
+        item.now = item.cost()
+        self.totals[item.resource] += item.now
+
+    # Which positions of which tensors belong to which units.
+
+    def _find_units(self) -> tuple[Ids, Ids]:
+        """For every label, the number of the group and the unit that it vanishes with; -1 for none."""
+        ledger = self._walk.ledger
+        of = ledger.components()
+        group_of, unit_of = np.full(ledger.count, -1), np.full(ledger.count, -1)
+        for number, group in enumerate(self.groups.values()):
+            for key, (units, index) in group.places.items():
+                roots = of[ledger.atoms[key][0] + index]
+                group_of[roots], unit_of[roots] = number, units
+        return group_of[of], unit_of[of]
+
+    def _alive(self, value: Value) -> Value:
+        """A copy of a value of the graph, whose shape follows."""
+        if value.index not in self._live:
+            live = self._live[value.index] = replace(value)
+            for dim, axis in enumerate(self._walk.of(value).axes if value.shape else ()):
+                if axis is not None:
+                    self._touch(live, dim, axis.ids[axis.ids >= 0])
+        return self._live[value.index]
+
+    def _touch(self, live: Value, dim: int, labels: Ids) -> None:
+        """Note how many positions along a dimension vanish with each unit."""
+        group_of, unit_of = self._group_of[labels], self._unit_of[labels]
+        for number in np.unique(group_of[group_of >= 0]).tolist():
+            name = self._names[number]
+            positions = np.bincount(unit_of[group_of == number], minlength=self.groups[name].size)
+            self._touches[name].append((live, dim, positions))
+            self._rows[name, id(live), dim] = int(positions.sum())
+            self._held.setdefault(id(live), []).append((name, dim))
+
+    # What costs.
+
+    def _parameters(self, model: nn.Module) -> Iterator[_Item]:
+        atoms = self._walk.ledger.atoms
+        for name, tensor in model.named_parameters():
+            size = tensor.numel() * tensor.element_size()
+            live = Value(-1, tuple(tensor.shape), tensor.dtype, -1, size, "parameter", name)
+            for dim in range(tensor.dim()):
+                if (name, dim) in atoms:
+                    first, size = atoms[name, dim]
+                    self._touch(live, dim, np.arange(first, first + size))
+            owners = [(group, live, dim) for group, dim in self._in(live) if (name, dim) in self.groups[group].own]
+            yield _Item("params", partial(_numel, live), [live], owners)
+
+    def _products(self) -> Iterator[_Item]:
+        for op in self._walk.graph.ops:
+            if macs_of(op):
+                args, outputs = map_tensors(self._alive, (op.args, op.outputs), Value)
+                shadow = replace(op, args=args, outputs=outputs)
+                owners = [(name, outputs[0], dim) for name, dim in self._in(outputs[0])]
+                yield _Item("macs", partial(macs_of, shadow), list(shadow.inputs), owners)
+
+    def _activations(self) -> Iterator[_Item]:
+        lasting = lifetimes(self._walk.graph)
+        for op in self._walk.graph.ops:
+            for value in op.outputs:
+                if lasting.get(value.storage, (None,))[0] == op.index and value.numel:
+                    _, _, size = lasting.pop(value.storage)
+                    live = self._alive(value)
+                    owners = [(name, live, dim) for name, dim in self._in(live)]
+                    yield _Item("activation_bytes", partial(_bytes, live, size, value.numel), [live], owners)
+
+    def _in(self, live: Value) -> list[tuple[str, int]]:
+        """The groups that have positions in a tensor, and the dimensions."""
+        return self._held.get(id(live), [])
+
+
+def _numel(value: Value) -> int:
+    return value.numel
+
+
+def _bytes(value: Value, size: int, numel: int) -> int:
+    """The bytes of a tensor that had a size in bytes when it had so many elements."""
+    return size * value.numel // numel

@@ -1,0 +1,224 @@
+"""Training and pruning at once: optimizers that drive whole units to zero while they train the others.
+
+`hesso` and `dhspg` make a `torch.optim.Optimizer` out of any other one. The base moves all weights; then the redundant
+units are moved on towards zero, where they stay. Since only zero-invariant groups take part, `cdlib.remove` of the
+units that `drop` names gives a smaller network that computes what the trained one does ("only train once").
+
+DHSPG is the optimizer of OTOv2 (Chen et al. 2023, arXiv:2303.06862), HESSO that of OTOv3 and its successor (Chen et al.
+2023, arXiv:2312.09411; 2024, arXiv:2409.09085). Where these papers write the gradient, their implementation takes the
+direction of the base (with momentum, or Adam's); so does this one: d = (x - x') / lr for a base step from x to x'.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor, nn
+
+from cdlib.errors import CdlibError
+from cdlib.graph.tracing import ExampleInput
+from cdlib.grouping.groups import find_groups
+from cdlib.pruning.oto.group_sparse import GroupSparse
+from cdlib.pruning.oto.units import Units
+from cdlib.pruning.saliency import check_ratio
+
+_TINY = 1e-8
+
+
+def hesso(
+    model: nn.Module,
+    example_input: ExampleInput,
+    base: torch.optim.Optimizer,
+    target: float = 0.5,
+    *,
+    start: int = 0,
+    steps: int,
+    periods: int = 1,
+    min_width: int = 1,
+    keep: Iterable[str] = (),
+    batch_dim: int | None = 0,
+) -> HESSO:
+    """Return an optimizer that shrinks the least important units to zero, period by period, while it trains.
+
+    After `start` steps, `steps` steps are divided into `periods` of T = steps // periods. At the start of each, the
+    units with the lowest saliency become redundant; in step t = 0, 1, ... of it they are multiplied by
+    (T - t - 1) / (T - t) after the base has moved them, and so are zero at its end.
+
+    Parameters
+    ----------
+    model : nn.Module
+        The network that `base` trains, on the device where it is trained.
+    example_input : tensor or tuple
+        What it is called with.
+    base : torch.optim.Optimizer
+        Any, for example SGD, Adam or AdamW. Its parameter groups are shared: set learning rates as usual.
+    target : float, default 0.5
+        The group sparsity: floor(target * n) of the n units of all zero-invariant groups become zero.
+    start : int, default 0
+        Steps before, in which the base alone trains (warm-up).
+    steps : int
+        Steps from then until the target is met.
+    periods : int, default 1
+        In how many parts the redundant units are chosen.
+    min_width : int, default 1
+        Units that every group keeps, the most important ones. One is what the papers ask for; in a chain, a layer that
+        narrow ends all learning.
+    keep : iterable of str, optional
+        Modules or parameters, by name, of which nothing may be removed.
+    batch_dim : int or None, default 0
+        The dimension of the input that counts samples.
+
+    Returns
+    -------
+    HESSO
+
+    Raises
+    ------
+    CdlibError
+        If an option is out of range, nothing could be removed, or the target leaves no unit in a group.
+    """
+    groups = find_groups(model, example_input, keep=keep, batch_dim=batch_dim)
+    return HESSO(Units(model, groups, base), base, target, start, steps, periods, min_width)
+
+
+def dhspg(
+    model: nn.Module,
+    example_input: ExampleInput,
+    base: torch.optim.Optimizer,
+    target: float = 0.5,
+    *,
+    start: int = 0,
+    steps: int,
+    penalty: float | None = None,
+    amplify: float | None = None,
+    coefficient: float | None = None,
+    epsilon: float = 0.0,
+    min_width: int = 1,
+    keep: Iterable[str] = (),
+    batch_dim: int | None = 0,
+) -> DHSPG:
+    """Return an optimizer that pulls redundant units towards zero and projects them onto it (half-space steps).
+
+    After `start` steps, the floor(target * n) units with the highest redundancy are chosen once. From then on each step
+    moves them by a further ``-lr * lambda * x / |x|``. One that leaves the half-space of its old self,
+    ``<x^, x> < epsilon * |x|^2``, becomes zero. Those that are not zero after `steps` steps are set to zero then;
+    `forced` says how many.
+
+    Parameters
+    ----------
+    model, example_input, base, target, start, steps, min_width, keep, batch_dim
+        As for `hesso`.
+    penalty : float, optional
+        Lambda; by default 1e-3, and 1e-2 over Adam and AdamW. Against a base that does not move a unit, the pull
+        shortens it by lambda times the sum of the learning rates: if that is less than its length, it will be forced.
+    amplify, coefficient : float, optional
+        For a unit that the base moves away from zero, ``<x, d> < 0``, lambda is `amplify` times the least value that
+        turns it round, ``-<x, d> / |x|``, but from lambda to `coefficient` times lambda; and where that would no
+        longer be a direction of descent, ``lambda >= -|d|^2 |x| / <x, d>``, the mean of both bounds. By default 2
+        and 10, over Adam and AdamW 20 and 1000.
+    epsilon : float, default 0
+        From 0 to below 1: larger values project sooner.
+
+    Returns
+    -------
+    DHSPG
+
+    Raises
+    ------
+    CdlibError
+        As `hesso`.
+    """
+    adam = isinstance(base, torch.optim.Adam | torch.optim.AdamW | torch.optim.NAdam | torch.optim.RAdam)
+    given = {"penalty": penalty, "amplify": amplify, "coefficient": coefficient}
+    defaults = (1e-2, 20.0, 1e3) if adam else (1e-3, 2.0, 10.0)
+    rule = {k: v if v is not None else default for (k, v), default in zip(given.items(), defaults, strict=True)}
+    for name, value in rule.items():
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
+            raise CdlibError(f"{name}={value!r}: give a positive number.")
+    if rule["coefficient"] < 1:
+        raise CdlibError(f"coefficient={rule['coefficient']!r}: give a number from 1.")
+    check_ratio(epsilon, "epsilon")
+    groups = find_groups(model, example_input, keep=keep, batch_dim=batch_dim)
+    return DHSPG(Units(model, groups, base), base, target, start, steps, min_width, epsilon=epsilon, **rule)
+
+
+class HESSO(GroupSparse):
+    """Progressive shrink, see `hesso`."""
+
+    def _redundant(self, period: int, x: Tensor, d: Tensor, xd: Tensor) -> Tensor:
+        """Those with the lowest mean of five criteria, each divided by its Euclidean norm over all units."""
+        criteria = (x, x / self.units.elements, xd / (x + _TINY) / (d + _TINY) + 1, xd.abs(), xd.square() / 2)
+        each = self.wanted // self.periods
+        count = self.wanted - period * each if period + 1 == self.periods else each
+        return self._lowest(sum(c / (c.norm() + _TINY) / len(criteria) for c in criteria), count)
+
+    def _move(self, t: int, before: list[Tensor]) -> None:
+        factors = torch.ones_like(self.redundant, dtype=self.units.all.wide)
+        factors[self.redundant & ~self.zero] = (self.period - t - 1) / (self.period - t)
+        self._active.scale(factors)
+
+
+class DHSPG(GroupSparse):
+    """Dual half-space projected gradient, see `dhspg`.
+
+    Attributes
+    ----------
+    forced : int
+        How many units were not zero by themselves when the phase ended.
+    """
+
+    _looks_back = True
+    _counts = ("step_count", "forced")
+
+    def __init__(
+        self,
+        units: Units,
+        base: torch.optim.Optimizer,
+        target: float,
+        start: int,
+        steps: int,
+        min_width: int,
+        *,
+        penalty: float,
+        amplify: float,
+        coefficient: float,
+        epsilon: float,
+    ) -> None:
+        super().__init__(units, base, target, start, steps, 1, min_width)
+        self.penalty, self.amplify, self.coefficient, self.epsilon = penalty, amplify, coefficient, epsilon
+        self.forced = 0
+
+    def _options(self) -> dict[str, float | str]:
+        rule = {name: getattr(self, name) for name in ("penalty", "amplify", "coefficient", "epsilon")}
+        return {**super()._options(), **rule}
+
+    def _redundant(self, period: int, x: Tensor, d: Tensor, xd: Tensor) -> Tensor:
+        """Those with the highest 0.5 norm(cos(-x, -d)) + 0.5 norm(1 / (|x| / size))."""
+        cosine = xd / (x * d).clamp_min(_TINY)
+        size = 1 / (x / self.units.elements + 1e-6)
+        redundancy = 0.5 * cosine / cosine.norm().clamp_min(_TINY) + 0.5 * size / size.norm()
+        return self._lowest(-redundancy, self.wanted)
+
+    def _move(self, t: int, before: list[Tensor]) -> None:
+        slices = self._active
+        xx, mm, xm = slices.products(before)
+        rates = slices.rates()
+        norm, other, inner = self._lengths(slices, (xx, mm, xm), rates)
+        pull = torch.where(self.redundant, self._lambda(norm, inner, other) / (norm + _TINY), 0.0)
+        by = rates * slices.each(pull)
+        kept = slices.sum(xx - xm - by * xx)  # <x^, x>
+        self.zero |= self.redundant & ((kept < self.epsilon * norm.square()) | (norm == 0))
+        if t == self.period - 1:
+            self.forced = int((self.redundant & ~self.zero).sum())
+        slices.pull(before, by, ~self.zero)
+
+    def _lambda(self, norm: Tensor, inner: Tensor, other: Tensor) -> Tensor:
+        """Lambda for each unit from |x|, <x, d> and |d|; what it is for units that are not redundant is unused."""
+        away = inner < 0
+        lower = torch.where(away, -inner / norm.clamp_min(_TINY), 0.0)
+        upper = torch.where(away, -other.square() * norm / inner.masked_fill(~away, -1.0), math.inf)
+        raised = (self.amplify * lower).clamp(self.penalty, self.penalty * self.coefficient)
+        raised = torch.where(raised >= upper, (upper + lower) / 2, raised)
+        return torch.where(away, raised, self.penalty)

@@ -1,0 +1,151 @@
+"""The masks of `torch.nn.utils.prune` in a network: which weights have one, which can get one, putting on, taking off.
+
+Which weights a mask sets to zero is decided in `cdlib.pruning.unstructured_pruning` and `cdlib.serialization.encoding`.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Container, Mapping
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
+from torch.nn.utils import prune
+
+from cdlib.errors import CdlibError
+from cdlib.graph import map_tensors
+from cdlib.surgery.rewriting.program import Held, Rewritten, Slot
+
+KINDS: dict[str, Any] = {"conv": nn.modules.conv._ConvNd, "linear": nn.Linear}
+
+
+def masks_of(module: nn.Module) -> list[str]:
+    """The names of a module's own parameters that have masks."""
+    hooks = module._forward_pre_hooks.values()
+    return [hook._tensor_name for hook in hooks if isinstance(hook, prune.BasePruningMethod)]
+
+
+def layers_of(model: nn.Module, called: Container[str] | None = None) -> dict[str, Any]:
+    """The convolutions and linear layers of a network by name, without those that are known not to be called.
+
+    A mask is applied when a layer is called. Known are the output projections of PyTorch's attention, whose weights are
+    read, and what is in a `Rewritten` module; or, if `called` is given, all that it does not contain.
+    """
+    inner = {id(m) for outer in model.modules() if isinstance(outer, Rewritten) for m in outer.modules()}
+    kinds = tuple(KINDS.values())
+    found = {name: m for name, m in model.named_modules() if isinstance(m, kinds) and id(m) not in inner}
+    if called is None:
+        return {name: layer for name, layer in found.items() if not isinstance(layer, NonDynamicallyQuantizableLinear)}
+    return {name: layer for name, layer in found.items() if name in called}
+
+
+def put_on(model: nn.Module, layers: Mapping[str, Any]) -> None:
+    """Give those of a network's layers that have no mask of their weight one, in place, which masks nothing.
+
+    Raises
+    ------
+    CdlibError
+        If the weight of a layer is computed from other tensors, or is a parameter of another module too.
+    """
+    uses = Counter(id(parameter) for module in model.modules() for parameter in module._parameters.values())
+    for name, layer in layers.items():
+        called = name or type(layer).__name__
+        weight = layer._parameters.get("weight_orig" if "weight" in masks_of(layer) else "weight")
+        if weight is None:
+            raise CdlibError(
+                f"the weight of {called} is computed: remove the parametrization or, in unstructured, leave the layer "
+                "out (layers=)."
+            )
+        if uses[id(weight)] > 1:
+            raise CdlibError(
+                f"{called} shares its weight with another module, which a mask would part: give it a weight of its "
+                "own or, in unstructured, leave it out (layers=)."
+            )
+    for layer in layers.values():
+        if "weight" not in masks_of(layer):
+            prune.identity(layer, "weight")
+
+
+def put_on_like(model: nn.Module, names: Container[str]) -> None:
+    """Give the parameters of a network masks, in place, so that its tensors have the names of a network with masks."""
+    for name, _ in list(model.named_parameters(remove_duplicate=False)):
+        if name not in names and f"{name}_mask" in names:
+            path, _, own = name.rpartition(".")
+            prune.identity(model.get_submodule(path), own)
+
+
+def refresh(model: nn.Module) -> None:
+    """Multiply parameters and masks anew, as the next call will do."""
+    for module in model.modules():
+        for hook in module._forward_pre_hooks.values():
+            if isinstance(hook, prune.BasePruningMethod):
+                hook(module, ())
+
+
+def take_off(model: nn.Module) -> None:
+    """Multiply the masks of a network in, in place, and remove them."""
+    for module in model.modules():
+        names = masks_of(module)
+        if isinstance(module, Rewritten):  # it has no hooks, but operators that do the same
+            names += {name for name in masked_in(module).values() if "." not in name}
+            _fold(module)
+        for key in [k for k, h in module._forward_pre_hooks.items() if isinstance(h, prune.BasePruningMethod)]:
+            del module._forward_pre_hooks[key]
+        for name in names:
+            method = prune.Identity()
+            method._tensor_name = name
+            method.remove(module)
+        if names and "bias" in module._parameters:  # what had a mask came to the end
+            module._parameters["bias"] = module._parameters.pop("bias")
+
+
+def magnitudes(name: str, layer: Any) -> Tensor:
+    """Return the absolute values of a layer's weight that has a mask, in float32 or wider; masked ones count as others.
+
+    Raises
+    ------
+    CdlibError
+        If some are not finite, or have no values.
+    """
+    weight = layer.weight_orig.detach()
+    if weight.is_meta or not bool(weight.isfinite().all()):
+        what = "no values: use another device than meta" if weight.is_meta else "values that are not finite numbers"
+        raise CdlibError(f"the weights of {name or type(layer).__name__} have {what}.")
+    found = weight.abs()
+    return found.to(torch.promote_types(found.dtype, torch.float32))
+
+
+def masked_in(module: Rewritten) -> dict[int, str]:
+    """The names of parameters that recorded operators multiply by masks, by the slots of the products."""
+    found = {}
+    for step in module.program.steps:
+        names = sorted(arg.name for arg in step.args if isinstance(arg, Held))  # x_mask comes before x_orig
+        if step.target is torch.ops.aten.mul.Tensor and len(names) == 2:
+            name = names[0].removesuffix("_mask")
+            if names == [f"{name}_mask", f"{name}_orig"]:
+                found[step.outputs[0]] = name
+    return found
+
+
+def _fold(module: Rewritten) -> None:
+    """Let recorded operators read parameters instead of their products with masks."""
+    products = masked_in(module)
+
+    def plain(leaf: Slot) -> Any:
+        return Held(products[leaf.number]) if leaf.number in products else leaf
+
+    program = module.program
+    steps = tuple(
+        replace(
+            step,
+            args=map_tensors(plain, step.args, Slot),
+            kwargs=map_tensors(plain, step.kwargs, Slot),
+            done_with=tuple(number for number in step.done_with if number not in products),
+        )
+        for step in program.steps
+        if step.outputs[0] not in products
+    )
+    module.program = replace(program, steps=steps, outputs=map_tensors(plain, program.outputs, Slot))

@@ -1,0 +1,26 @@
+"""Measure networks alike and compare them."""
+
+from __future__ import annotations
+
+from cdlib.report.comparison import Comparison, compare, table
+from cdlib.report.measurement import QUANTITIES, Measurement, measure
+from cdlib.report.significance import Paired, mcnemar, wilson
+from cdlib.report.timing import allocator_peak, cpu_peak, file_bytes, hardware, latencies, machine
+
+__all__ = [
+    "QUANTITIES",
+    "Comparison",
+    "Measurement",
+    "Paired",
+    "allocator_peak",
+    "compare",
+    "cpu_peak",
+    "file_bytes",
+    "hardware",
+    "latencies",
+    "machine",
+    "mcnemar",
+    "measure",
+    "table",
+    "wilson",
+]

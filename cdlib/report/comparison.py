@@ -1,0 +1,206 @@
+"""The evaluation framework: measure networks under the same conditions, then say what compression changed and what not.
+
+`measure` (of `cdlib.report.measurement`) takes every figure that the book compares. `compare` puts two measurements
+side by side and refuses pairs that were not taken alike; `table` is the table that ends every chapter.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+
+from cdlib.complexity import in_units
+from cdlib.errors import CdlibError, unknown
+from cdlib.report.measurement import QUANTITIES, Measurement, measure, shape_text
+from cdlib.report.significance import Paired, mcnemar
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+__all__ = ["QUANTITIES", "Comparison", "Measurement", "compare", "measure", "table"]
+
+
+@dataclass(frozen=True, repr=False)
+class Comparison:
+    """What became of a network: `before` and `after`, their change, and whether the test images can tell them apart.
+
+    Attributes
+    ----------
+    before : Measurement
+        Of the original network.
+    after : Measurement
+        Of the compressed one, on the same data, input and machine.
+    frame : pandas.DataFrame
+        Index: the names of `QUANTITIES` known of both. Columns `before`, `after`, `change` (their difference) and
+        `relative` (difference over before). Raw units: bytes, counts, milliseconds; the accuracy is a share, its
+        change times 100 is percentage points.
+    paired : Paired or None
+        McNemar's test on the images that only one of the two gets right; None without accuracies.
+    """
+
+    before: Measurement
+    after: Measurement
+    frame: pd.DataFrame = field(compare=False)
+    paired: Paired | None
+
+    @property
+    def interleaved(self) -> bool:
+        """Whether both latencies come from one interleaved run; otherwise a busy moment may favour one of them."""
+        return self.before.session == self.after.session
+
+    def text(self) -> pd.DataFrame:
+        """Return the frame as text in decimal units: columns `before`, `after`, `change`, a row per quantity."""
+        rows = {QUANTITIES[str(name)][0]: _texts(str(name), row) for name, row in self.frame.iterrows()}
+        return pd.DataFrame.from_dict(rows, orient="index", columns=["before", "after", "change"])
+
+    def figure(self) -> Figure:
+        """Return a figure of each quantity's ratio after/before."""
+        from cdlib import plots
+
+        return plots.comparison(self.frame, self.text(), title=f"{self.before.name} → {self.after.name}")
+
+    def __str__(self) -> str:
+        lines = [f"{self.before.name} -> {self.after.name}", self.text().to_string(), *self._notes()]
+        return "\n".join(lines)
+
+    __repr__ = __str__
+
+    def _repr_html_(self) -> str:
+        notes = "<br>".join(self._notes())
+        return f"{self.text().to_html()}<p>{self.before.name} → {self.after.name}<br>{notes}</p>"
+
+    def _notes(self) -> list[str]:
+        notes = [f"{self.before.machine}; input {shape_text(self.before.input_shape)}; {self.before.runs} runs"]
+        if not self.interleaved:
+            notes.append("latencies from separate runs: compare them with care")
+        intervals = self.before.interval(), self.after.interval()
+        if self.paired is not None and intervals[0] and intervals[1]:
+            spans = [f"{100 * low:.2f}-{100 * high:.2f} %" for low, high in (intervals[0], intervals[1])]
+            notes.append(f"accuracy on {self.before.data}, 95 % intervals {spans[0]} and {spans[1]}")
+            notes.append(str(self.paired))
+        return notes
+
+
+def compare(before: Measurement, after: Measurement) -> Comparison:
+    """Put two measurements side by side.
+
+    Parameters
+    ----------
+    before, after : Measurement
+        Of the original and the compressed network.
+
+    Returns
+    -------
+    Comparison
+
+    Raises
+    ------
+    CdlibError
+        If they were measured on different data, inputs or machines.
+    """
+    _check_alike([before, after])
+    old, new = before.quantities(), after.quantities()
+    known = [name for name in QUANTITIES if name in old and name in new]
+    frame = pd.DataFrame(
+        {
+            "before": [old[name] for name in known],
+            "after": [new[name] for name in known],
+            "change": [new[name] - old[name] for name in known],
+        },
+        index=pd.Index(known, name="quantity"),
+        dtype=object,  # so that a count stays an integer next to an accuracy
+    )
+    frame["relative"] = [(new[name] - old[name]) / old[name] if old[name] else np.nan for name in known]
+    paired = None
+    if before.correct is not None and after.correct is not None:
+        paired = mcnemar(before.correct, after.correct)
+    return Comparison(before, after, frame, paired)
+
+
+def table(measurements: Mapping[str, Measurement], *, nominal: Mapping[str, str] | None = None) -> pd.DataFrame:
+    """Return the book's common table: a row per network, decimal units, what is claimed beside what is measured.
+
+    Parameters
+    ----------
+    measurements : mapping of str to Measurement
+        As `measure` returns them; two such mappings may be merged if they were taken alike.
+    nominal : mapping of str to str, optional
+        What a method says it did to a network, for example "70 % sparse" or "8 bits"; blank where not given.
+
+    Returns
+    -------
+    pandas.DataFrame
+        Index `model`. Columns: `nominal` (if given), `accuracy (%)` (if measured), `file (MB)`, `parameters (M)`,
+        `non-zero (M)`, `MACs (M)`, `p50 (ms)`, `p95 (ms)`, `peak memory (MB)` (measured), each to four significant
+        digits.
+
+    Raises
+    ------
+    CdlibError
+        If there are none, if they were measured on different data, inputs or machines, or if `nominal` names another
+        network.
+    """
+    if not measurements:
+        raise CdlibError("no measurements; give at least one.")
+    for name in nominal or {}:
+        if name not in measurements:
+            raise unknown("model", name, measurements)
+    _check_alike(list(measurements.values()))
+    columns = {
+        "accuracy (%)": ("accuracy", 100),
+        "file (MB)": ("file_bytes", 1e-6),
+        "parameters (M)": ("params", 1e-6),
+        "non-zero (M)": ("nonzero_params", 1e-6),
+        "MACs (M)": ("macs", 1e-6),
+        "p50 (ms)": ("latency_p50_ms", 1),
+        "p95 (ms)": ("latency_p95_ms", 1),
+        "peak memory (MB)": ("peak_memory_bytes", 1e-6),
+    }
+    rows = {
+        name: {title: _significant(known.get(key), factor) for title, (key, factor) in columns.items()}
+        for name, known in ((name, item.quantities()) for name, item in measurements.items())
+    }
+    frame = pd.DataFrame.from_dict(rows, orient="index").rename_axis("model").dropna(axis="columns", how="all")
+    if nominal is not None:
+        frame.insert(0, "nominal", [nominal.get(name, "") for name in measurements])
+    return frame
+
+
+def _check_alike(measurements: list[Measurement]) -> None:
+    """Raise unless all were measured on the same data, input and machine."""
+    first = measurements[0]
+    for other in measurements[1:]:
+        for what, one, two in (
+            ("data", first.data, other.data),
+            ("inputs", shape_text(first.input_shape), shape_text(other.input_shape)),
+            ("machines or threads", first.machine, other.machine),
+        ):
+            if one != two:
+                raise CdlibError(
+                    f"cannot compare {first.name!r} with {other.name!r}: measured on different {what} "
+                    f"({one} against {two}); measure both in one call of measure()."
+                )
+
+
+def _texts(name: str, row: pd.Series) -> tuple[str, str, str]:
+    """Return before, after and change of one row of a comparison as text."""
+    unit = QUANTITIES[name][1]
+    if unit == "%":
+        change = f"{100 * row['change']:+.2f} points"
+        return f"{100 * row['before']:.2f} %", f"{100 * row['after']:.2f} %", change if row["change"] else "unchanged"
+    before, after, change = (_text(row[column], unit) for column in ("before", "after", "change"))
+    if not row["change"]:
+        return before, after, "unchanged"
+    return before, after, f"{'+' if row['change'] > 0 else ''}{change} ({100 * row['relative']:+.1f} %)"
+
+
+def _text(value: float, unit: str) -> str:
+    return f"{value:.3g} ms" if unit == "ms" else in_units(int(value), unit)
+
+
+def _significant(value: float | None, factor: float) -> float:
+    return np.nan if value is None else float(f"{value * factor:.4g}")

@@ -1,0 +1,233 @@
+"""Taking every figure that the book compares of a set of networks, under the same conditions.
+
+What is counted comes from `cdlib.complexity`, what is clocked from `cdlib.report.timing`, what is predicted from
+`cdlib.train.evaluate`. Setting figures side by side is left to `cdlib.report`, which is also where users find
+`measure`.
+"""
+
+from __future__ import annotations
+
+import pathlib
+import uuid
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from torch import Tensor, nn
+
+from cdlib.complexity import profile
+from cdlib.errors import CdlibError, unknown
+from cdlib.report import timing as instruments
+from cdlib.report.significance import wilson
+from cdlib.train.evaluation import device_of, evaluate
+
+if TYPE_CHECKING:
+    from cdlib.data import Split
+
+# Every quantity that is compared: its name, how a table calls it, its unit. In this order, always.
+QUANTITIES = {
+    "accuracy": ("accuracy", "%"),
+    "file_bytes": ("file", "B"),
+    "params": ("parameters", ""),
+    "nonzero_params": ("non-zero parameters", ""),
+    "macs": ("MACs", ""),
+    "weight_bytes": ("weights", "B"),
+    "latency_p50_ms": ("latency p50", "ms"),
+    "latency_p95_ms": ("latency p95", "ms"),
+    "peak_activation_bytes": ("peak memory, modelled", "B"),
+    "peak_memory_bytes": ("peak memory, measured", "B"),
+}
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """One network, measured. Bytes are bytes, counts are for one sample, latencies are of one batch of `input_shape`.
+
+    Attributes
+    ----------
+    name : str
+        What the caller calls the network.
+    data : str or None
+        Name and fingerprint of the split behind `accuracy`; None without one.
+    input_shape : tuple of int, or of tuples
+        Shape of the input (of each, if there are several) that was counted and timed.
+    machine : str
+        Device, CPU, cores and threads.
+    accuracy : float or None
+        Share of images classified correctly, 0 to 1.
+    correct : Tensor or None
+        bool [N]: which images were classified correctly.
+    file_bytes : int
+        The serialised artefact: a given file, else `torch.save` of the state_dict.
+    params : int
+        Parameters; this and the next four are counted, by the rule of `cdlib.complexity`.
+    nonzero_params : int or None
+        Those that differ from zero; None on the meta device.
+    macs : int
+        Multiply-accumulates for one sample.
+    weight_bytes : int
+        Bytes of the parameters.
+    peak_activation_bytes : int
+        Most bytes of activations that must be alive at once.
+    latency_p50_ms : float
+        Half of the `runs` forward passes were at most as long.
+    latency_p95_ms : float
+        95 % of them were.
+    peak_memory_bytes : int or None
+        The allocator's peak during a forward pass, weights apart; None on a device that keeps no account.
+    runs : int
+        Forward passes timed.
+    session : str
+        The same for all networks whose latencies were interleaved.
+    """
+
+    name: str
+    data: str | None
+    input_shape: tuple[Any, ...]
+    machine: str
+    accuracy: float | None
+    correct: Tensor | None = field(repr=False, compare=False)
+    file_bytes: int
+    params: int
+    nonzero_params: int | None
+    macs: int
+    weight_bytes: int
+    peak_activation_bytes: int
+    latency_p50_ms: float
+    latency_p95_ms: float
+    peak_memory_bytes: int | None
+    runs: int
+    session: str = field(repr=False, compare=False)
+
+    def quantities(self) -> dict[str, float]:
+        """Return the figures that are known, by the names of `QUANTITIES`: JSON values, fit for a record's metrics."""
+        values = {name: getattr(self, name) for name in QUANTITIES}
+        return {name: value for name, value in values.items() if value is not None}
+
+    def interval(self, level: float = 0.95) -> tuple[float, float] | None:
+        """Return Wilson's interval for the accuracy, or None without one."""
+        return None if self.correct is None else wilson(int(self.correct.sum()), len(self.correct), level)
+
+
+def measure(
+    models: Mapping[str, nn.Module],
+    split: Split | None,
+    *,
+    example_input: Tensor | tuple[Tensor, ...] | None = None,
+    files: Mapping[str, pathlib.Path] | None = None,
+    runs: int = 50,
+    threads: int | None = None,
+    progress: bool = False,
+) -> dict[str, Measurement]:
+    """Measure networks alike: same images, same input, same threads, latencies interleaved in one run.
+
+    Parameters
+    ----------
+    models : mapping of str to nn.Module
+        The networks, by the name they get in tables. Left as they were found. Each is measured where its weights are.
+    split : Split or None
+        Images for the accuracy; None to leave it out.
+    example_input : Tensor or tuple of Tensor, optional
+        What is counted and timed. Default: one image of `split`.
+    files : mapping of str to path, optional
+        Artefacts whose size counts as the file's, by network; the others' state_dict is serialised to be sized.
+    runs : int, default 50
+        Forward passes timed per network.
+    threads : int, optional
+        torch's threads while measuring; the setting is restored. Default: as it is.
+    progress : bool, default False
+        Show a progress bar on standard error.
+
+    Returns
+    -------
+    dict of str to Measurement
+
+    Raises
+    ------
+    CdlibError
+        If there is nothing to measure, no input, a file is missing, or a network cannot run on the input.
+    """
+    for name, model in models.items():
+        if not isinstance(model, nn.Module):
+            raise CdlibError(f"model {name!r} is a {type(model).__name__}; give a torch.nn.Module.")
+    inputs = _inputs(split, example_input)
+    sizes = _sizes(models, files or {})
+    with instruments.threads(threads):
+        profiles = {name: _profiled(name, model, inputs) for name, model in models.items()}
+        times = instruments.latencies(models, inputs, runs=runs, progress=progress)
+        session = uuid.uuid4().hex
+        return {
+            name: Measurement(
+                name=name,
+                data=None if split is None else _data_name(split),
+                input_shape=_shape(inputs),
+                machine=instruments.machine(device_of(model)),
+                **_predictions(model, split),
+                file_bytes=sizes[name],
+                **profiles[name],
+                latency_p50_ms=float(np.percentile(times[name], 50)),
+                latency_p95_ms=float(np.percentile(times[name], 95)),
+                peak_memory_bytes=instruments.allocator_peak(model, inputs),
+                runs=runs,
+                session=session,
+            )
+            for name, model in models.items()
+        }
+
+
+def shape_text(shape: tuple[Any, ...]) -> str:
+    """Return a shape, or a tuple of shapes, as people write it: ``1x3x32x32``, or several with commas between."""
+    if any(isinstance(part, tuple) for part in shape):
+        return ", ".join(shape_text(part) for part in shape)
+    return "x".join(str(part) for part in shape)
+
+
+def _inputs(split: Split | None, example_input: Tensor | tuple[Tensor, ...] | None) -> tuple[Tensor, ...]:
+    if example_input is None:
+        if split is None:
+            raise CdlibError(
+                "neither a split nor an example_input; give at least one to know what to run the networks on."
+            )
+        example_input = split.input(1)
+    return example_input if isinstance(example_input, tuple) else (example_input,)
+
+
+def _shape(inputs: tuple[Tensor, ...]) -> tuple[Any, ...]:
+    shapes = tuple(tuple(value.shape) for value in inputs)
+    return shapes[0] if len(shapes) == 1 else shapes
+
+
+def _data_name(split: Split) -> str:
+    """Return the split's name and fingerprint, of a folder's path only the last part: tables get published."""
+    kind, colon, path = split.name.partition(":")
+    return f"{kind}{colon}{'/'.join(path.split('/')[-2:])} {split.fingerprint}"
+
+
+def _sizes(models: Mapping[str, nn.Module], files: Mapping[str, pathlib.Path]) -> dict[str, int]:
+    """Return each model's file size, after a look whether the files given belong to models and exist."""
+    for name, path in files.items():
+        if name not in models:
+            raise unknown("model", name, models)
+        if not pathlib.Path(path).is_file():
+            raise CdlibError(f"file of model {name!r} not found: {path}; export it first, or leave it out.")
+    return {
+        name: pathlib.Path(files[name]).stat().st_size if name in files else instruments.file_bytes(model)
+        for name, model in models.items()
+    }
+
+
+def _profiled(name: str, model: nn.Module, inputs: tuple[Tensor, ...]) -> dict[str, Any]:
+    device = device_of(model)
+    try:
+        totals = profile(model, tuple(value.to(device) for value in inputs)).totals()
+    except CdlibError as error:
+        raise CdlibError(f"model {name!r}: {error}") from error
+    return {key: value for key, value in totals.items() if key in QUANTITIES}
+
+
+def _predictions(model: nn.Module, split: Split | None) -> dict[str, Any]:
+    if split is None:
+        return {"accuracy": None, "correct": None}
+    result = evaluate(model, split)
+    return {"accuracy": result.accuracy, "correct": result.correct}

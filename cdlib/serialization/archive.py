@@ -1,0 +1,137 @@
+"""The file format of `cdlib.save`: safetensors, with a description in JSON and a digest of everything.
+
+What the description says, and what is made of it, is the business of `cdlib.serialization.network_files`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from cdlib.errors import CdlibError
+from cdlib.files import atomic
+
+VERSION = 1
+"""The version of the format that is written, and the only one that is read."""
+
+_KINDS = {
+    "class": str,
+    "removed": list,
+    "shared": dict,
+    "temporary": list,
+    "channels_last": list,
+    "training": bool,
+    "unlike": list,
+    "digest": str,
+}
+
+
+def check_place(file: Path) -> None:
+    """Raise unless a file of that name can be in its folder.
+
+    Raises
+    ------
+    CdlibError
+        If it is a folder, or its folder does not exist.
+    """
+    if file.is_dir() or not file.parent.is_dir():
+        what = f"{file} is a folder" if file.is_dir() else f"there is no folder {file.parent}"
+        raise CdlibError(f"{what}: give the path of a file in a folder that exists.")
+
+
+def write(file: Path, description: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
+    """Write a file, all or nothing.
+
+    Parameters
+    ----------
+    file : Path
+        A file that is there is replaced.
+    description : dict
+        Values that JSON has. Version and digest are added.
+    tensors : dict from str to Tensor
+        On the CPU, contiguous.
+
+    Raises
+    ------
+    CdlibError
+        If it cannot be written.
+    """
+    from safetensors.torch import save
+
+    check_place(file)
+    said = {"version": VERSION, **description}
+    said["digest"] = digest(said, tensors)
+    try:
+        content = save(dict(tensors), {"cdlib": json.dumps(said)})
+        with atomic(file) as opened:
+            opened.write(content)
+    except OSError as error:
+        reason = error.strerror or error
+        raise CdlibError(f"cannot write {file} ({reason}): make room or choose another folder.") from error
+
+
+def read(file: Path, *, tensors: bool = True) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Return what a file says and, if wanted, its tensors on the CPU; these are compared with the digest.
+
+    Raises
+    ------
+    CdlibError
+        If it is missing, damaged, altered, of another version, or was not made by `write`.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    if not file.is_file():
+        raise CdlibError(f"{file} is not a file: give one that cdlib.save wrote.")
+    try:
+        with torch.device("cpu"), safe_open(file, "pt") as opened:
+            description = _description(file, opened.metadata() or {})
+            found = {name: opened.get_tensor(name).clone() for name in (opened.keys() if tensors else ())}
+    except (SafetensorError, OSError) as error:
+        raise CdlibError(f"{file} cannot be read ({line(error)}): cut short, or not made by cdlib.save.") from error
+    if tensors and description["digest"] != digest(description, found):
+        raise CdlibError(f"{file} was altered or damaged after it was saved (another digest): get the file again.")
+    return description, found
+
+
+def line(error: BaseException) -> str:
+    """Return an error's type and message as one short line."""
+    text = " ".join(str(error).split())[:160]
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__
+
+
+def digest(description: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> str:
+    """The SHA-256 of names, types, shapes and bytes of all tensors and of all that is said about them."""
+    said = {key: value for key, value in description.items() if key != "digest"}
+    found = hashlib.sha256(json.dumps(said, sort_keys=True).encode())
+    for name in sorted(tensors):
+        tensor = tensors[name]
+        found.update(json.dumps([name, str(tensor.dtype), list(tensor.shape)]).encode())
+        if tensor.numel():
+            found.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+    return found.hexdigest()
+
+
+def _description(file: Path, metadata: Mapping[str, str]) -> dict[str, Any]:
+    if "cdlib" not in metadata:
+        raise CdlibError(
+            f"{file} is a safetensors file that cdlib.save did not write: use cdlib.models.pretrained.load."
+        )
+    try:
+        description = dict(json.loads(metadata["cdlib"]))
+    except (ValueError, TypeError, RecursionError) as error:
+        raise CdlibError(f"{file} is damaged: its description is no JSON. Get the file again.") from error
+    if description.get("version") != VERSION:
+        raise CdlibError(
+            f"{file} is of version {description.get('version')!r} of the format, and this cdlib reads {VERSION}: "
+            f"use the cdlib that wrote it ({description.get('cdlib', 'unknown')})."
+        )
+    for key, kind in _KINDS.items():
+        if not isinstance(description.get(key), kind):
+            raise CdlibError(f"{file} is damaged: its description lacks {key!r}. Get the file again.")
+    return description

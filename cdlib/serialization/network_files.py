@@ -1,0 +1,232 @@
+"""Networks on the disk, also ones that something was removed from, without pickling.
+
+A file is in the safetensors format, which holds tensors and a text. The tensors are the parameters and buffers; the
+text says in JSON how to come by the network: the name and options it was built with by `cdlib.models.build` or, for a
+class of your own, only the class; what was removed from it; and a digest of everything. Nothing in a file is executed:
+a network of your own is handed to `load`, which does the removals again on a copy and puts the tensors in.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from cdlib.errors import CdlibError
+from cdlib.graph.tracing import ExampleInput
+from cdlib.grouping.groups import find_groups
+from cdlib.models import RECIPE, build
+from cdlib.pruning.unstructured_pruning import permanent
+from cdlib.pruning.weight_masks import masked_in, put_on_like, refresh
+from cdlib.serialization import archive
+from cdlib.serialization import sparse_formats as forms
+from cdlib.serialization import state as contents
+from cdlib.surgery import history
+from cdlib.surgery.removal import HISTORY, cut, rewritten, shrink
+from cdlib.surgery.rewriting.program import Rewritten
+from cdlib.torch_state import tensors_of
+
+_SOURCES = {
+    "pretrained",
+    "pretrained_cfg",
+    "pretrained_cfg_overlay",
+    "checkpoint_path",
+    "cache_dir",
+    "weights",
+    "weights_backbone",
+}
+"""Options that say where weights come from: not kept, since the file has the weights, and not followed."""
+
+
+def save(model: nn.Module, path: str | Path) -> None:
+    """Write a network to a file, all or nothing; a file that is there is replaced.
+
+    Kept are the values, types and memory formats of all parameters and buffers, a shared one once; masks; which modules
+    are in training mode; what `cdlib.remove` took out; and the recipe, if the network came from `cdlib.models.build`.
+    Not kept are gradients, ``requires_grad``, other hooks, and changes that were made to the modules by hand.
+
+    Parameters
+    ----------
+    model : nn.Module
+        Any network with tensors of ordinary layout, cut or not, on any device.
+    path : str or Path
+        The file; its folder must exist. ``.cdlib`` is the usual ending, by which the command line knows it.
+
+    Raises
+    ------
+    CdlibError
+        If the network holds something else than tensors (a quantised or compiled one does), tensors without values, of
+        a type that safetensors lacks or that share memory without being the same, a module that was cut by itself, or
+        masks in a module that was rewritten; or if the file cannot be written.
+
+    Examples
+    --------
+    >>> import cdlib
+    >>> cdlib.save(cdlib.models.build("vgg_mini"), "vgg.cdlib")  # doctest: +SKIP
+    """
+    contents.check(model)
+    forms.check_types(tensors_of(model).values())
+    if any(isinstance(module, Rewritten) and masked_in(module) for module in model.modules()):
+        raise CdlibError(
+            f"{type(model).__name__} had masks when code of it was rewritten: take them off with "
+            "cdlib.pruning.permanent, then save it."
+        )
+    file = Path(path).expanduser()
+    archive.check_place(file)
+    tensors = {name: contents.packed(tensor) for name, tensor in tensors_of(model).items()}
+    archive.write(file, _describe(model), tensors)
+
+
+def load(path: str | Path, model: nn.Module | None = None) -> nn.Module:
+    """Return the network that `save` wrote.
+
+    It comes out with the types, memory formats and modes it was saved with, on the device of `model` or, without it, on
+    the default device of torch: inside ``with torch.device("meta")`` it has shapes but no storage. The random generator
+    of the CPU is left as it was.
+
+    Parameters
+    ----------
+    path : str or Path
+        The file.
+    model : nn.Module, optional
+        A network of the same class and options as the saved one had *before* anything was removed; its weights and
+        masks do not matter and it is not changed. Needed for what `cdlib.models.build` does not know by name.
+
+    Returns
+    -------
+    nn.Module
+
+    Raises
+    ------
+    CdlibError
+        If the file is missing, damaged, altered, of another version or not written by `save`; if the network cannot be
+        built or `model` is missing, of another class, or does not fit.
+    """
+    file = Path(path).expanduser()
+    description, tensors = archive.read(file)
+    network = _fresh(file, description, model)
+    try:
+        for entry in description["removed"]:
+            network = _removed(network, history.unmasked(entry, tensors_of(network)))
+        put_on_like(network, {*tensors, *description["shared"]})
+        contents.check_fit(network, tensors, description["shared"], description["temporary"])
+    except CdlibError as error:
+        raise CdlibError(_misfit(file, description["class"], str(error).rstrip("."), model)) from error
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError, RuntimeError) as error:
+        raise CdlibError(_misfit(file, description["class"], archive.line(error), model)) from error
+    contents.fill(network, tensors, set(description["channels_last"]))
+    refresh(network)
+    unlike = set(description["unlike"])
+    for name, module in network.named_modules():
+        module.training = description["training"] != (name in unlike)
+    return network
+
+
+def example_input(path: str | Path) -> ExampleInput | None:
+    """Return the input, as zeros, that the last removal from a saved network ran on; None if nothing was removed.
+
+    Raises
+    ------
+    CdlibError
+        If the file is missing, damaged, of another version or not written by `save`, or the input cannot be made again.
+    """
+    removed = archive.read(Path(path).expanduser(), tensors=False)[0]["removed"]
+    return history.from_json(removed[-1]["input"]) if removed else None
+
+
+def _describe(model: nn.Module) -> dict[str, Any]:
+    from cdlib import __version__
+
+    return {
+        "cdlib": __version__,
+        "torch": torch.__version__,
+        "class": contents.kind(model),
+        "recipe": _recipe(model),
+        "removed": getattr(model, HISTORY, []),
+        "shared": contents.shared(model),
+        "temporary": sorted(contents.temporary(model)),
+        "channels_last": [name for name, tensor in tensors_of(model).items() if contents.is_channels_last(tensor)],
+        "training": model.training,
+        "unlike": [name for name, module in model.named_modules() if module.training != model.training],
+    }
+
+
+def _recipe(model: nn.Module) -> dict[str, Any] | None:
+    """What `cdlib.models.build` was called with; of a file only its name, and no options that JSON does not have."""
+    recipe = getattr(model, RECIPE, None)
+    if recipe is None:
+        return None
+    name = recipe["name"]
+    name = Path(name).name if ".py" in name else name
+    options = history.to_json({key: value for key, value in recipe["options"].items() if key not in _SOURCES})
+    return {"name": name, "classes": recipe["classes"], "options": options} if history.is_complete(options) else None
+
+
+def _misfit(file: Path, kind: str, why: str, model: nn.Module | None) -> str:
+    do = "pass the network as it was before anything was removed"
+    if model is None:
+        do = f"if the network was changed after it was built, {do}: load(path, model=...)"
+    return f"{file} does not fit {kind}: {why}; {do}."
+
+
+def _fresh(file: Path, description: dict[str, Any], model: nn.Module | None) -> nn.Module:
+    """Return the network before the removals: a copy of `model` without masks, or a new one from its recipe."""
+    network = permanent(model) if model is not None else _built(file, description)
+    kind, wanted = contents.kind(network), description["class"]
+    if kind != wanted:
+        raise CdlibError(f"{file} holds a {wanted} and not a {kind}: pass model=, a network of that class.")
+    if getattr(network, HISTORY, None):
+        raise CdlibError(f"model was cut already: for {file}, pass the {wanted} as it was before anything was removed.")
+    return network
+
+
+def _built(file: Path, description: dict[str, Any]) -> nn.Module:
+    """Return a new network from its recipe, which may name neither a file of code nor weights from elsewhere."""
+    recipe, kind = description.get("recipe"), description["class"]
+    own = f"load(path, model={kind}(...))"
+    if not isinstance(recipe, dict):
+        raise CdlibError(f"{file} holds a {kind}, which cdlib does not know by name: pass the network, {own}.")
+    name, classes, options = recipe.get("name"), recipe.get("classes"), history.from_json(recipe.get("options"))
+    if not isinstance(name, str) or not isinstance(classes, int) or not isinstance(options, dict):
+        raise CdlibError(f"{file} is damaged: its recipe is {recipe!r}. Get the file again.")
+    if ".py" in name:
+        raise CdlibError(
+            f"{file} holds a {kind} made by {name}, and load runs no code that a file names: pass the network, "
+            f"load(path, model=cdlib.models.build('path/to/{name}', {classes})), or on the command line "
+            f"path/to/{name} --weights {file.name}."
+        )
+    if _SOURCES & options.keys():
+        raise CdlibError(f"{file} asks for weights from elsewhere, which save never does: pass the network, {own}.")
+    try:
+        with torch.random.fork_rng(devices=[]):
+            return build(name, classes, **options)
+    except (CdlibError, TypeError) as error:
+        why = str(error).rstrip(".")
+        raise CdlibError(
+            f"{file} holds a {name!r} that cannot be built here ({why}): pass the network, {own}."
+        ) from error
+
+
+def _removed(network: nn.Module, entry: history.Entry) -> nn.Module:
+    """Do one removal again.
+
+    When it was first done, what the cut network computes was compared with the prediction. So the slices are enough,
+    unless modules were rewritten: those are recorded again, which takes a run of the network.
+    """
+    slices = history.slices(entry)
+    if not entry["rewritten"]:
+        contents.check_slices(network, slices)
+        shrink(network, slices)
+        history.set_attributes(network, entry)
+        setattr(network, HISTORY, [*getattr(network, HISTORY, []), entry])
+        return network
+    history.set_types(network, entry)
+    device = next((tensor.device for tensor in tensors_of(network).values()), torch.device("cpu"))
+    example, batch_dim = history.from_json(entry["input"], device), entry["batch_dim"]
+    small = cut(network, example, find_groups(network, example, batch_dim=batch_dim).walk, slices, batch_dim)
+    if rewritten(small) != entry["rewritten"]:
+        here, there = (", ".join(names) or "nothing" for names in (rewritten(small), entry["rewritten"]))
+        raise CdlibError(f"{here} has to be rewritten here, and it was {there}")
+    return small

@@ -1,0 +1,156 @@
+"""What of a network goes into a file and comes out of it: its tensors, and how they lie in memory.
+
+The file itself is `cdlib.serialization.network_files`' business.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from cdlib.errors import CdlibError
+from cdlib.grouping.labels import Ids
+from cdlib.surgery.removal import HISTORY
+from cdlib.surgery.rewriting.program import Rewritten
+from cdlib.torch_state import check_network, tensors_of
+
+
+def check(model: Any) -> None:
+    """Raise if a network has more, or less, than tensors with values.
+
+    Raises
+    ------
+    CdlibError
+        If it is no network or compiled, keeps something else than tensors in its state, has a module that was cut by
+        itself, or has tensors without values, of unusual layout, or that share memory without being the same.
+    """
+    names = dict(_named(check_network(model)))
+    name = type(model).__name__
+    for path, inner in model.named_modules():
+        if path and HISTORY in vars(inner):
+            raise CdlibError(
+                f"{path} of {name} was cut by itself: save it alone, or remove units from the whole network."
+            )
+    for key, tensor in names.items():
+        if torch.nn.parameter.is_lazy(tensor):
+            raise CdlibError(f"{key} has no shape yet: run the network once, then save it.")
+        if tensor.layout != torch.strided or tensor.is_quantized:
+            raise CdlibError(f"{key} is quantised or sparse: save networks whose tensors are ordinary ones.")
+        if tensor.is_meta:
+            raise CdlibError(f"{key} is on the meta device and has no values: build the network on another device.")
+    for key in model.state_dict():
+        if key not in names:
+            raise CdlibError(f"{name} keeps {key!r} outside of its parameters and buffers, as quantised layers do: "
+                             "save a network whose state is parameters and buffers.")  # fmt: skip
+    seen: dict[int, str] = {}
+    for key, tensor in tensors_of(model).items():
+        if tensor.numel() and (other := seen.setdefault(tensor.data_ptr(), key)) != key:
+            raise CdlibError(
+                f"{key} and {other} share memory without being the same parameter: make one of them a copy, or use one "
+                "and the same parameter."
+            )
+
+
+def kind(model: nn.Module) -> str:
+    """Return the name of the class of a network, also if all of it was rewritten."""
+    return model.stands_for if isinstance(model, Rewritten) else type(model).__name__
+
+
+def shared(model: nn.Module) -> dict[str, str]:
+    """Return the further names of parameters and buffers that have several, with the one they are saved under."""
+    first: dict[int, str] = {}
+    found = {name: first.setdefault(id(tensor), name) for name, tensor in _named(model)}
+    return {name: other for name, other in found.items() if name != other}
+
+
+def temporary(model: nn.Module) -> set[str]:
+    """Return the names of the buffers that a state dict leaves out."""
+    return {
+        f"{path}.{name}" if path else name
+        for path, m in model.named_modules()
+        for name in m._non_persistent_buffers_set
+    }
+
+
+def is_channels_last(tensor: Tensor) -> bool:
+    """Whether the channels of a tensor of images or volumes are what lies closest in memory."""
+    if tensor.dim() not in (4, 5) or not tensor.numel():
+        return False
+    last, first = (torch.empty_like(tensor, device="meta", memory_format=f).stride() for f in _formats(tensor))
+    return tensor.stride() == last != first
+
+
+def packed(tensor: Tensor) -> Tensor:
+    """Return a tensor as it is written: on the CPU, in the order of its indices."""
+    return tensor.detach().to("cpu").contiguous()
+
+
+def check_slices(model: nn.Module, slices: Mapping[tuple[str, int], Ids]) -> None:
+    """Raise if a network has no such slices.
+
+    Raises
+    ------
+    CdlibError
+        For a tensor, dimension or index that it lacks.
+    """
+    held = tensors_of(model)
+    for (name, dim), ids in slices.items():
+        if name not in held or not 0 <= dim < held[name].dim():
+            raise CdlibError(f"it has no dimension {dim} of {name!r}.")
+        if ids.size and not (ids.min() >= 0 and ids.max() < held[name].shape[dim]):
+            raise CdlibError(f"{name!r} has no index {ids.max()} in dimension {dim}.")
+
+
+def check_fit(model: nn.Module, tensors: Mapping[str, Tensor], ties: Mapping[str, str], caches: list[str]) -> None:
+    """Raise if tensors read from a file are not those of a network.
+
+    Buffers that a state dict leaves out may be missing on either side and may have another shape: they are caches.
+
+    Raises
+    ------
+    CdlibError
+        For a missing or superfluous tensor, another shape, a floating type instead of another or the other way round,
+        or if the network does not share parameters as the saved one did.
+    """
+    held, loose = tensors_of(model), temporary(model) | set(caches)
+    if shared(model) != dict(ties):
+        name = next(key for key in {**ties, **shared(model)} if ties.get(key) != shared(model).get(key))
+        one, both = ("the file", "the network") if name not in ties else ("the network", "the file")
+        other = {**shared(model), **ties}[name]
+        raise CdlibError(f"{name} and {other} are one parameter in {both} and two in {one}.")
+    faults = [f"it lacks {name!r}" for name in sorted(tensors) if name not in held and name not in loose]
+    faults += [f"the file lacks {name!r}" for name in held if name not in tensors and name not in loose]
+    for name in (name for name in held if name in tensors and name not in loose):
+        here, there = held[name], tensors[name]
+        floating = here.is_floating_point() and there.is_floating_point()
+        if here.shape != there.shape or not (floating or here.dtype == there.dtype):
+            faults.append(f"its {name!r} is {_looks(here)} and the file's {_looks(there)}")
+    if faults:
+        raise CdlibError(faults[0] + (f" (the first of {len(faults)} faults)" if len(faults) > 1 else ""))
+
+
+def fill(model: nn.Module, tensors: Mapping[str, Tensor], channels_last: set[str]) -> None:
+    """Put tensors that fit into a network, in place, on the devices of those they replace."""
+    held = tensors_of(model)
+    for name, tensor in tensors.items():
+        if name in held:
+            if name in channels_last and tensor.dim() in (4, 5):
+                tensor = torch.empty_like(tensor, memory_format=_formats(tensor)[0]).copy_(tensor)
+            held[name].data = tensor.to(held[name].device)
+
+
+def _named(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    yield from model.named_parameters(remove_duplicate=False)
+    yield from model.named_buffers(remove_duplicate=False)
+
+
+def _looks(tensor: Tensor) -> str:
+    return f"{tuple(tensor.shape)} of {str(tensor.dtype).removeprefix('torch.')}"
+
+
+def _formats(tensor: Tensor) -> tuple[torch.memory_format, torch.memory_format]:
+    last = torch.channels_last if tensor.dim() == 4 else torch.channels_last_3d
+    return last, torch.contiguous_format

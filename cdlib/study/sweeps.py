@@ -1,0 +1,181 @@
+"""The sweep over pruning methods: which runs the book's comparison consists of, and making those that are missing.
+
+One run is `cdlib.study.methods`' business, keeping it `cdlib.study.runs`'s. The list is in the order of interest, so
+that a sweep that is stopped has made the runs that matter most; started again, it goes on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from cdlib.data import load
+from cdlib.errors import CdlibError, check_choice
+from cdlib.pruning.costs import RESOURCES
+from cdlib.pruning.layer_widths import MODES
+from cdlib.study import store
+from cdlib.study.methods import METHODS, prune_and_train
+from cdlib.study.runs import busy, run
+from cdlib.train import Recipe
+
+EXPERIMENT = "pruning"
+
+_SGD = {"optimizer": "sgd", "lr": 0.1, "weight_decay": 5e-4}
+RECIPES: dict[str, dict[str, Any]] = {
+    "vgg_mini": _SGD,
+    "resnet_mini": _SGD,
+    "convnext_mini": {"optimizer": "adamw", "lr": 2e-3},
+}
+"""The networks of the sweep, and how they are trained."""
+
+SCALED = {"convnext_mini": "layer_scale"}
+"""Networks whose blocks multiply their result by a parameter of this name: at zero, it switches them off."""
+
+SHARES = (0.5, 0.7, 0.8, 0.9, 0.95)
+"""Of the weights that unstructured pruning masks."""
+
+
+def plans(model: str, *, data: str = "cifar10", epochs: int = 10, runs: int = 100) -> list[dict[str, Any]]:
+    """Return the parameters of all runs of a network.
+
+    Parameters
+    ----------
+    model : str
+        One of `RECIPES`.
+    data : str, default "cifar10"
+        A name for `cdlib.data.load`.
+    epochs : int, default 10
+        Of training; where a method trains further, that takes four tenths of it at a tenth of the learning rate.
+    runs : int, default 100
+        Forward passes to time.
+
+    Returns
+    -------
+    list of dict
+
+    Raises
+    ------
+    CdlibError
+        If the network is not one of the sweep's, or the number of epochs is none.
+    """
+    check_choice("model", model, RECIPES)
+    recipe = {"epochs": epochs, "batch_size": 128, "precision": "bf16", "channels_last": True, **RECIPES[model]}
+    Recipe(**recipe)  # raises before any work starts
+    channels = load(data).train.images.shape[1]
+    options = {} if channels == 3 else {"in_channels": channels}
+    common = {"data": data, "model": model, "options": options, "recipe": recipe, "runs": runs}
+    methods = _methods(epochs, recipe["lr"])
+    if model in SCALED:
+        methods.append({"name": "switched_off", "parameter": SCALED[model]})
+    return [{**common, "method": method} for method in methods]
+
+
+def sweep(
+    model: str, seeds: Iterable[int], *, only: Iterable[str] = (), progress: bool = True, **options: Any
+) -> list[store.Record]:
+    """Make the runs of a network that are not recorded yet.
+
+    Several processes may share the work: each leaves what another is at for later, and at the end waits for it.
+
+    Parameters
+    ----------
+    model : str
+        One of `RECIPES`.
+    seeds : iterable of int
+        All runs of the first seed come first.
+    only : iterable of str, optional
+        Names of methods; by default all.
+    progress : bool, default True
+        Show a progress bar on standard error.
+    **options
+        Of `plans`.
+
+    Returns
+    -------
+    list of dict
+        The records, old and new.
+
+    Raises
+    ------
+    CdlibError
+        As `plans`, if a method is unknown, or as `cdlib.study.runs.run`.
+    """
+    from tqdm import tqdm
+
+    for name in (only := list(only)):
+        check_choice("method", name, METHODS)
+    wanted = [plan for plan in plans(model, **options) if not only or plan["method"]["name"] in only]
+    todo = [(plan, seed) for seed in seeds for plan in wanted]
+    if not todo:
+        raise CdlibError("nothing to run: give at least one seed.")
+    records: dict[int, store.Record] = {}
+    with tqdm(total=len(todo), unit="run", disable=not progress) as bar:
+        while left := [index for index in range(len(todo)) if index not in records]:
+            index = next((i for i in left if not busy(EXPERIMENT, todo[i][0], seed=todo[i][1])), left[0])
+            plan, seed = todo[index]
+            bar.set_postfix_str(f"{' '.join(map(str, plan['method'].values()))}, seed {seed}")
+            records[index] = run(EXPERIMENT, prune_and_train, plan, seed=seed)
+            bar.update()
+    return [records[index] for index in range(len(todo))]
+
+
+def _methods(epochs: int, lr: float) -> list[dict[str, Any]]:
+    further = {"epochs": max(1, round(0.4 * epochs)), "lr": lr / 10}
+    phase = {"start_epochs": epochs // 10, "prune_epochs": max(1, epochs // 2)}
+
+    def driven(target: float, name: str = "complexity_driven") -> list[dict[str, Any]]:
+        return [{"name": name, "mode": mode, "target": target} for mode in MODES]
+
+    def ranked(resource: str, **changed: Any) -> dict[str, Any]:
+        tuning = {**further, **changed}
+        return {"name": "ranking", "target": 0.5, "by": "l2", "resource": resource, "fine_tune": tuning}
+
+    def dhspg(target: float, **options: Any) -> dict[str, Any]:
+        return {"name": "dhspg", "target": target, **phase, **options}
+
+    def joint(target: float) -> list[dict[str, Any]]:
+        """Both, and the uniform width of as many parameters: (1 - s)^2 are left without a share s of all units."""
+        return [
+            {"name": "hesso", "target": target, **phase, "periods": 5},
+            dhspg(target),
+            {"name": "uniform_width", "mode": "PA", "target": round(1 - (1 - target) ** 2, 4)},
+        ]
+
+    def guarded(target: float) -> dict[str, Any]:
+        """MA with a least width: without one it draws the groups of large images down to a single unit."""
+        return {"name": "complexity_driven", "mode": "MA", "target": target, "min_width": 4}
+
+    evenly, at_random = driven(0.5, "uniform_width"), driven(0.5, "random_draw")
+    unstructured = [
+        {"name": "unstructured", "by": by, "conv": share, "linear": share, "fine_tune": further}
+        for share in SHARES
+        for by in ("l1", "random")
+    ]
+    crossed = [
+        {"name": "complexity_driven", "mode": mode, "target": 0.5, "stop_at": resource}
+        for resource in RESOURCES
+        for mode, own in MODES.items()
+        if own != resource
+    ]
+    return [
+        {"name": "dense"},
+        *driven(0.5),
+        evenly[0],
+        at_random[0],
+        ranked("params"),
+        guarded(0.5),
+        *joint(0.5),
+        {"name": "dense", "fine_tune": further},
+        *joint(0.7),
+        *driven(0.7),
+        *driven(0.3),
+        guarded(0.7),
+        *unstructured,
+        *evenly[1:],
+        *at_random[1:],
+        *crossed,
+        *[ranked(resource) for resource in RESOURCES[1:]],
+        ranked("params", lr=lr),
+        *[dhspg(target, penalty=1.0, min_width=4) for target in (0.5, 0.7)],
+        *[{**plan, "budget": "dense"} for plan in (driven(0.5)[0], evenly[0], joint(0.5)[-1], joint(0.7)[-1])],
+    ]

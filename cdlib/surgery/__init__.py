@@ -1,0 +1,19 @@
+"""Cut units out of a network, or set them to zero, and prove that the cut was right."""
+
+from __future__ import annotations
+
+from cdlib.surgery.exactness import Exactness, check_exact, difference
+from cdlib.surgery.masked_reference import masked
+from cdlib.surgery.removal import cut, remove, rewritten, slices_of, zero
+
+__all__ = [
+    "Exactness",
+    "check_exact",
+    "cut",
+    "difference",
+    "masked",
+    "remove",
+    "rewritten",
+    "slices_of",
+    "zero",
+]

@@ -1,0 +1,236 @@
+"""Does a cut network compute what it should? Two references that are the full-size network, never cut.
+
+`cdlib.remove` makes tensors smaller. The references make numbers zero and leave every size as it is, so that a mistake
+in what was cut, in an attribute or in rewritten code cannot occur in both.
+
+- Where groups are zero-invariant, the reference is `cdlib.zero`: the units' own slices are zero, nothing else.
+- `masked` is the reference for all groups. What reads the units is zero too, and the operators that would notice zeros
+  (statistics over channels, softmax) compute on what is kept.
+
+`check_exact` compares, on random numbers in double precision. It also cuts one wrong unit, to see that this shows.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from cdlib.graph import map_tensors, tensors
+from cdlib.graph.tracing import ExampleInput
+from cdlib.grouping.groups import Drop, Groups, find_groups
+from cdlib.surgery import removal as subnet
+from cdlib.surgery.masked_reference import OtherCourse, masked
+
+
+@dataclass(frozen=True)
+class Exactness:
+    """How far a cut network is from its references: the largest difference of outputs, relative to the largest one.
+
+    Attributes
+    ----------
+    zeroed : float or None
+        Between `cdlib.zero` and `cdlib.remove` of the same units: below 1e-9 if the cut is exact, in double precision.
+        None if some of the groups are not zero-invariant, for which the two need not agree.
+    masked : float or None
+        Between `masked` and `cdlib.remove`: likewise, for all groups. None if the network's course depends on its
+        numbers in such a way that the recorded operators cannot be found again.
+    effect : float
+        Between the full network and the reference: if it is 0, dropping the units changes nothing, and the two numbers
+        above prove nothing.
+    control : float
+        Between the reference and a network from which one wrong unit was removed: what a mistake looks like. It must
+        be much larger than `zeroed` and `masked`. Up to three wrong units are tried until one shows, since some
+        units do nothing (the inputs of a ReLU that are all negative). NaN if there is no wrong unit.
+    """
+
+    zeroed: float | None
+    masked: float | None
+    effect: float
+    control: float
+
+
+def check_exact(
+    model: nn.Module,
+    example_input: ExampleInput,
+    drop: Drop,
+    *,
+    seed: int = 0,
+    batch_dim: int | None = 0,
+    dtype: torch.dtype = torch.float64,
+    compare: Callable[[Any, Any], float] | None = None,
+) -> Exactness:
+    """Compare what is left of a network after `cdlib.remove` with references that have the size of the full network.
+
+    Parameters
+    ----------
+    model : nn.Module
+        Any network; it is left as it was found. A copy gets other numbers, see `randomised`.
+    example_input : tensor or tuple
+        As for `cdlib.find_groups`. Its numbers are replaced by random ones, except integers.
+    drop : dict from str to iterable of int
+        The units to drop, by the name of their group.
+    seed : int, default 0
+        Of the numbers and of the choice of the wrong unit.
+    batch_dim : int or None, default 0
+        The dimension of the input that counts samples; None if there is none.
+    dtype : torch.dtype, default torch.float64
+        The precision. In float32, the differences of an exact cut are about 1e-5.
+    compare : callable, optional
+        Gives the difference of two results of the network; default `difference`. A detector needs another one: it
+        sorts what it found by score, and of equal scores either may come first.
+
+    Returns
+    -------
+    Exactness
+
+    Raises
+    ------
+    CdlibError
+        As `cdlib.remove`; or if there is neither reference.
+    """
+    compare = compare or difference
+    inputs = random_like(example_input, seed, dtype)
+    model = randomised(model, inputs, seed=seed, dtype=dtype)
+    groups = find_groups(model, inputs, batch_dim=batch_dim)
+    drop = groups.check(drop)
+    small = _outputs(subnet.remove(model, inputs, drop, batch_dim=batch_dim), inputs)
+    references: list[Any] = []
+    zeroed = by_mask = None
+    if all(groups[name].zero_invariant for name in drop):
+        references.append(_outputs(subnet.zero(model, inputs, drop, batch_dim=batch_dim), inputs))
+        zeroed = compare(references[-1], small)
+    try:
+        references.append(masked(model, inputs, drop, batch_dim=batch_dim))
+        by_mask = compare(references[-1], small)
+    except OtherCourse:
+        if not references:
+            raise
+    effect = compare(references[0], _outputs(model, inputs))
+    control = math.nan
+    for wrong in _one_wrong(groups, drop, seed):
+        cut_wrong = subnet.remove(model, inputs, wrong, batch_dim=batch_dim)
+        control = compare(references[0], _outputs(cut_wrong, inputs))
+        if control > math.sqrt(torch.finfo(dtype).eps):
+            break
+    return Exactness(zeroed, by_mask, effect, control)
+
+
+def difference(a: Any, b: Any) -> float:
+    """Return the largest difference of two nests of outputs, relative to the largest number in the same tensor of `a`.
+
+    Tensors are compared one by one, wherever they are in dictionaries, lists and tuples; the result is the worst.
+    Infinity if they do not have the same number of tensors, the same shapes, or numbers everywhere.
+    """
+    ones, others = tensors(a), tensors(b)
+    if len(ones) != len(others) or any(x.shape != y.shape for x, y in zip(ones, others, strict=True)):
+        return math.inf
+    return max([_relative(x.double(), y.double()) for x, y in zip(ones, others, strict=True) if x.numel()], default=0.0)
+
+
+def _relative(a: Tensor, b: Tensor) -> float:
+    apart, largest = (a - b).abs().max().item(), a.abs().max().item()
+    if math.isnan(apart):
+        return math.inf
+    return apart / largest if largest else apart and math.inf
+
+
+def _one_wrong(groups: Groups, drop: dict[str, list[int]], seed: int, times: int = 3) -> Iterator[dict[str, list[int]]]:
+    """The same units, except that one of one group stays and another one goes; some such choices."""
+    rng = np.random.default_rng(seed)
+    possible = [name for name, units in drop.items() if units]
+    for name in rng.permutation(possible)[:times].tolist():
+        goes = rng.permutation(drop[name]).tolist()
+        stays = np.setdiff1d(np.arange(groups[name].size), drop[name])
+        yield {**drop, name: [*goes[1:], int(rng.choice(stays))]}
+
+
+# Numbers.
+
+
+def random_like(example_input: ExampleInput, seed: int = 0, dtype: torch.dtype = torch.float64) -> tuple[Any, ...]:
+    """Return arguments of the same shapes with standard normal numbers; tensors of integers stay as they are."""
+    rng = torch.Generator().manual_seed(seed)
+    args = (example_input,) if isinstance(example_input, Tensor) else tuple(example_input)
+
+    def random(t: Tensor) -> Tensor:
+        return torch.randn(t.shape, generator=rng, dtype=dtype).to(t.device) if t.is_floating_point() else t
+
+    return tuple(map_tensors(random, args))
+
+
+def randomised(
+    model: nn.Module, inputs: Sequence[Any], *, seed: int = 0, dtype: torch.dtype = torch.float64
+) -> nn.Module:
+    """Return a copy of a network with random weights and statistics with which a wrong channel shows in the output.
+
+    Weights are normal with a variance of 2 over the inputs of a unit (He et al. 2015, arXiv:1502.01852), so that
+    activations neither vanish nor explode. Scales are uniform in 0.5 to 1.5, shifts normal with a deviation of 0.2. The
+    statistics of batch norms are those of a run on `inputs`, times random numbers: made up ones would let the
+    differences between inputs, and so between channels, fade away in deep networks.
+
+    Parameters
+    ----------
+    model : nn.Module
+        Any network.
+    inputs : tuple
+        What to call it with, of type `dtype`.
+    seed : int, default 0
+        Of the numbers.
+    dtype : torch.dtype, default torch.float64
+        Of the copy's floating-point tensors.
+
+    Returns
+    -------
+    nn.Module
+        In evaluation mode.
+    """
+    copy = subnet.copied(model).to(dtype).eval()
+    rng = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, tensor in copy.named_parameters():
+            if tensor.is_floating_point():
+                tensor.copy_(_numbers(name, tensor, rng))
+    found = [module for module in copy.modules() if isinstance(getattr(module, "running_var", None), Tensor)]
+    hooks = [module.register_forward_pre_hook(lambda m, args: _calibrate(m, args[0], rng)) for module in found]
+    try:
+        _outputs(copy, inputs)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return copy
+
+
+def _numbers(name: str, tensor: Tensor, rng: torch.Generator) -> Tensor:
+    """Numbers for a parameter: a vector is a shift if it is called bias, else a scale."""
+    normal = torch.randn(tensor.shape, generator=rng, dtype=tensor.dtype).to(tensor.device)
+    if tensor.dim() >= 2:
+        return normal * math.sqrt(2 * tensor.shape[0] / tensor.numel()) if tensor.shape[0] > 1 else normal
+    if "bias" in name.rpartition(".")[2]:
+        return normal * 0.2
+    return torch.rand(tensor.shape, generator=rng, dtype=tensor.dtype).to(tensor.device) + 0.5
+
+
+def _calibrate(module: Any, x: Tensor, rng: torch.Generator) -> None:
+    """Give a batch norm the statistics of its input, times 0.5 to 1.5; no variance is below the others' mean.
+
+    Dividing by small ones, deep networks would enlarge rounding errors more and more. One value a channel has no
+    variance: the mean square of all channels takes its place.
+    """
+    channels = x.detach().transpose(0, 1).flatten(1)
+    mean, var = channels.mean(1), channels.var(1, correction=0)
+    if channels.shape[1] == 1:
+        var = channels.square().mean().expand(len(channels))
+    var = torch.maximum(var, var.mean()) + 1e-3
+    for buffer, value in ((module.running_mean, mean), (module.running_var, var)):
+        buffer.copy_(value * (torch.rand(value.shape, generator=rng, dtype=value.dtype).to(value.device) + 0.5))
+
+
+def _outputs(model: nn.Module, inputs: Sequence[Any]) -> Any:
+    with torch.no_grad():
+        return model(*map_tensors(torch.clone, tuple(inputs)))

@@ -1,0 +1,180 @@
+"""What a removal took out of a network, as values that JSON has.
+
+`cdlib.surgery.cut` notes it on the network, `cdlib.serialization.network_files` keeps it and does it again. An input is
+noted by the shapes and types of its tensors, not by their numbers: where it is needed again, it is zeros.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Container, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from cdlib.errors import CdlibError
+from cdlib.graph.tracing import ExampleInput
+from cdlib.grouping.labels import Ids
+
+Entry = dict[str, Any]
+"""One removal, see `note`."""
+
+
+def note(
+    model: nn.Module,
+    example_input: ExampleInput,
+    slices: Mapping[tuple[str, int], Ids],
+    batch_dim: int | None,
+    rewritten: list[str],
+    attributes: Mapping[str, Mapping[str, Any]],
+) -> Entry:
+    """Return what is kept of a removal.
+
+    Parameters
+    ----------
+    model : nn.Module
+        The network before.
+    example_input : tensor or tuple
+        What the removal ran it on.
+    slices : dict
+        The indices that vanished from each dimension of each tensor.
+    batch_dim : int or None
+        The dimension of the input that counts samples.
+    rewritten : list of str
+        The modules of the network after it that run recorded operators.
+    attributes : dict
+        The attributes of a user's modules that became others, by module.
+
+    Returns
+    -------
+    dict
+        ``slices`` (indices such as ``"0-3,7"``, and the ``"tensor:dimension"`` places from which they vanished),
+        ``input``, ``batch_dim``, ``rewritten``, ``attributes`` and ``types`` (the floating type of most tensors under
+        ``""``, and the others by name).
+    """
+    places: dict[str, list[str]] = {}
+    for (name, dim), ids in slices.items():
+        places.setdefault(_runs(ids), []).append(f"{name}:{dim}")
+    return {
+        "slices": places,
+        "input": to_json(example_input),
+        "batch_dim": batch_dim,
+        "rewritten": list(rewritten),
+        "attributes": to_json({path: dict(values) for path, values in attributes.items() if values}),
+        "types": _types(model),
+    }
+
+
+def slices(entry: Entry) -> dict[tuple[str, int], Ids]:
+    """Return the indices that vanished from each dimension of each tensor."""
+    found: dict[tuple[str, int], Ids] = {}
+    for runs, places in entry["slices"].items():
+        ends = [[int(end) for end in run.split("-")] for run in runs.split(",")]
+        ids = np.concatenate([np.arange(run[0], run[-1] + 1) for run in ends])
+        found |= {(place.rpartition(":")[0], int(place.rpartition(":")[2])): ids for place in places}
+    return found
+
+
+def unmasked(entry: Entry, held: Container[str]) -> Entry:
+    """Return a removal as one from the network without masks, whose tensors have the names in `held`.
+
+    A network with masks (`torch.nn.utils.prune`) has ``weight_orig`` and ``weight_mask`` in the place of ``weight``.
+    """
+
+    def plain(name: str) -> str:
+        return name if name in held else name.removesuffix("_orig")
+
+    def is_mask(name: str) -> bool:
+        return name not in held and name.removesuffix("_mask") in held
+
+    slices = {}
+    for runs, places in entry["slices"].items():
+        named = [place.rpartition(":") for place in places]
+        slices[runs] = [f"{plain(name)}:{dim}" for name, _, dim in named if not is_mask(name)]
+    types = {plain(name): kind for name, kind in entry["types"].items()}
+    return {**entry, "slices": slices, "types": types}
+
+
+def set_attributes(model: nn.Module, entry: Entry) -> None:
+    """Give a user's modules the attributes that they got at a removal."""
+    for path, values in from_json(entry["attributes"]).items():
+        vars(model.get_submodule(path)).update(values)
+
+
+def set_types(model: nn.Module, entry: Entry) -> None:
+    """Give the floating tensors of a network, in place, the types that they had at a removal."""
+    types = entry["types"]
+    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+        if tensor.is_floating_point():
+            tensor.data = tensor.data.to(_type(types.get(name, types[""])))
+
+
+def to_json(tree: Any) -> Any:
+    """Return nested tuples, lists and dictionaries of tensors and plain values as values that JSON has.
+
+    What cannot be written down becomes ``{"other": name of its class}``, of which `from_json` makes nothing.
+    """
+    if tree is None or isinstance(tree, bool | int | float | str):
+        return tree
+    if isinstance(tree, Tensor):
+        return {"tensor": list(tree.shape), "type": str(tree.dtype).removeprefix("torch.")}
+    if type(tree) is tuple:
+        return {"tuple": [to_json(item) for item in tree]}
+    if type(tree) is list:
+        return [to_json(item) for item in tree]
+    if type(tree) is dict:
+        return {"dict": [[to_json(key), to_json(value)] for key, value in tree.items()]}
+    return {"other": type(tree).__name__}
+
+
+def from_json(value: Any, device: torch.device | str = "cpu") -> Any:
+    """Return what `to_json` was given, with zeros for tensors.
+
+    Raises
+    ------
+    CdlibError
+        If it holds what could not be written down.
+    """
+    if isinstance(value, list):
+        return [from_json(item, device) for item in value]
+    if not isinstance(value, dict):
+        return value
+    if "tensor" in value:
+        return torch.zeros(value["tensor"], dtype=_type(value["type"]), device=device)
+    if "tuple" in value:
+        return tuple(from_json(item, device) for item in value["tuple"])
+    if "dict" in value:
+        return {from_json(key): from_json(item, device) for key, item in value["dict"]}
+    raise CdlibError(
+        f"a {value['other']!r} cannot be made again: use tensors, numbers and texts, also in tuples or lists."
+    )
+
+
+def is_complete(value: Any) -> bool:
+    """Whether `from_json` can make what stood for a value given to `to_json`."""
+    if isinstance(value, list):
+        return all(is_complete(item) for item in value)
+    return not isinstance(value, dict) or ("other" not in value and is_complete(list(value.values())))
+
+
+def _runs(ids: Ids) -> str:
+    """Increasing indices as text, ``"0-3,7"``."""
+    ends = np.flatnonzero(np.diff(ids) != 1)
+    starts, stops = ids[np.r_[0, ends + 1]].tolist(), ids[np.r_[ends, len(ids) - 1]].tolist()
+    return ",".join(str(a) if a == b else f"{a}-{b}" for a, b in zip(starts, stops, strict=True))
+
+
+def _types(model: nn.Module) -> dict[str, str]:
+    held = (*model.named_parameters(), *model.named_buffers())
+    types = {name: str(t.dtype).removeprefix("torch.") for name, t in held if t.is_floating_point()}
+    most = max(Counter(types.values()).items(), key=lambda item: item[1], default=("float32", 0))[0]
+    return {"": most, **{name: kind for name, kind in types.items() if kind != most}}
+
+
+def _type(name: str) -> torch.dtype:
+    found = getattr(torch, name, None)
+    if not isinstance(found, torch.dtype):
+        raise CdlibError(f"{name!r} is no type of a tensor in this version of torch.")
+    return found

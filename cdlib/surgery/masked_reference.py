@@ -1,0 +1,212 @@
+"""What a network computes without some units, found without cutting it; for `cdlib.surgery.exactness`.
+
+The full-size network runs with the units' slices set to zero. Of its operators only those that would notice the zeros
+(statistics over channels, a softmax, a product that reads something not zero) are computed on the kept indices.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
+
+from cdlib.errors import CdlibError
+from cdlib.graph import Op, Value, map_tensors, tensors
+from cdlib.graph.tracing import ExampleInput, in_mode, on_samples
+from cdlib.grouping.groups import Drop, Groups, find_groups
+from cdlib.grouping.labels import Flags
+from cdlib.surgery.prediction import Prediction
+from cdlib.surgery.removal import copied
+from cdlib.torch_state import tensors_of
+
+
+def masked(
+    model: nn.Module,
+    example_input: ExampleInput,
+    drop: Drop,
+    *,
+    inputs: Sequence[Any] | None = None,
+    batch_dim: int | None = 0,
+) -> Any:
+    """Return what a network computes without some units, by masks and not by cutting.
+
+    The network is a copy of full size in which all slices of the units are zero, those of the layers that read them
+    too, but not the statistics of batch norms. The operators that groups report as taking statistics over units, or as
+    reading something of them that is not zero, are computed on the indices that are kept; at the others they give what
+    they make of the zeros, or zero where that is no number. Attention is scaled as in the full network.
+
+    Parameters
+    ----------
+    model, example_input, drop, batch_dim
+        As for `cdlib.remove`.
+    inputs : tuple, optional
+        What to run it with, of the size of `example_input` and any number of samples; `example_input` by default.
+
+    Returns
+    -------
+    tensor or nest of tensors
+        As the network returns them. Samples are computed one by one and concatenated.
+
+    Raises
+    ------
+    CdlibError
+        As `cdlib.find_groups`; for units that cannot be dropped; or if other operators run than were recorded.
+    """
+    groups = find_groups(model, example_input, batch_dim=batch_dim)
+    drop = groups.check(drop)
+    copy = _all_zero(model, groups, drop)
+    prediction = Prediction(groups.walk, _gone(groups, drop))
+    args = example_input if inputs is None else inputs
+    args = (args,) if isinstance(args, Tensor) else tuple(args)
+    found = [_masked_run(copy, sample, prediction) for sample in _samples(args, batch_dim)]
+    return found[0] if len(found) == 1 else _joined(found, batch_dim or 0)
+
+
+def _masked_run(model: nn.Module, args: tuple[Any, ...], prediction: Prediction) -> Any:
+    mode = _Masking(prediction)
+    with in_mode(model, mode), mode:  # type: ignore[arg-type]
+        return model(*map_tensors(torch.clone, args))
+
+
+def _all_zero(model: nn.Module, groups: Groups, drop: dict[str, list[int]]) -> nn.Module:
+    """A copy with all slices of units zero, except the statistics of batch norms."""
+    copy = copied(model)
+    held = tensors_of(copy)
+    with torch.no_grad():
+        for name, units in drop.items():
+            for tensor, dim in groups[name].tensors:
+                if tensor.rpartition(".")[2] not in ("running_mean", "running_var"):
+                    index = torch.from_numpy(groups[name].indices(units, (tensor, dim)))
+                    held[tensor].index_fill_(dim, index.to(held[tensor].device), 0)
+    return copy
+
+
+def _gone(groups: Groups, drop: dict[str, list[int]]) -> Flags:
+    """Mark the labels that vanish with some units."""
+    ledger, of = groups.walk.ledger, groups.walk.ledger.components()
+    marks = np.zeros(ledger.count, dtype=bool)
+    for name, units in drop.items():
+        for key in groups[name].tensors:
+            marks[of[ledger.atoms[key][0] + groups[name].indices(units, key)]] = True
+    return marks[of]
+
+
+def _samples(args: tuple[Any, ...], batch_dim: int | None) -> Iterator[tuple[Any, ...]]:
+    """The arguments for each sample."""
+    first = tensors(args)[0]
+    if batch_dim is None or first.dim() == 0:
+        yield args
+        return
+    for k in range(first.shape[batch_dim]):
+        yield on_samples(partial(torch.narrow, dim=batch_dim, start=k, length=1), args, batch_dim)
+
+
+def _joined(results: list[Any], dim: int) -> Any:
+    """Nests of tensors of one sample each as one nest of all."""
+    parts = iter([torch.cat(same, dim) for same in zip(*map(tensors, results), strict=True)])
+    return map_tensors(lambda _: next(parts), results[0])
+
+
+class OtherCourse(CdlibError):
+    """The network runs other operators than were recorded."""
+
+    @classmethod
+    def at(cls, op: Op) -> OtherCourse:
+        """The error for an operator that does not run as it was recorded."""
+        return cls(
+            f"the operator {op.name} in {op.module or 'the network'} does not run again as it was recorded: the "
+            "network's course depends on its input, and it cannot be masked. Drop units of zero-invariant groups only."
+        )
+
+
+class _Masking(TorchDispatchMode):
+    """Computes some of the operators of a run on the kept indices only.
+
+    An operator is found again by the module call in which it runs, its name, and how many of that name ran in this call
+    before: the recorded run has other operators in between where it builds constants.
+    """
+
+    def __init__(self, prediction: Prediction) -> None:
+        super().__init__()
+        self._prediction = prediction
+        self._calls, self._stack = 0, [0]
+        self._counts: Counter[tuple[int, str]] = Counter()
+        noticed, counts = {problem.op for problem in prediction.walk.ledger.noticed}, Counter[tuple[int, str]]()
+        self.left: dict[tuple[int, str, int], Op] = {}
+        for op in prediction.graph.ops:
+            key = (op.call, op.name)
+            if op.index in noticed and prediction.changes(op):
+                self.left[(*key, counts[key])] = op
+            counts[key] += 1
+
+    def enter_module(self, module: nn.Module, args: Any) -> None:
+        """Note that a module is called."""
+        self._calls += 1
+        self._stack.append(self._calls)
+
+    def leave_module(self, module: nn.Module, args: Any, *kwargs_and_output: Any) -> None:
+        """Note that the last module called returns."""
+        self._stack.pop()
+
+    def attention(self, function: Any, *args: Any, **kwargs: Any) -> Any:
+        """`scaled_dot_product_attention`, one operator in the recording."""
+        with _disable_current_modes():
+            return self._run("scaled_dot_product_attention", function, args, kwargs)
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return self._run(str(func.__name__).split(".")[0], func, args, kwargs or {})
+
+    def _run(self, name: str, function: Any, args: Any, kwargs: Any) -> Any:
+        key = (self._stack[-1], name)
+        op = self.left.pop((*key, self._counts[key]), None)
+        self._counts[key] += 1
+        if op is None:
+            return function(*args, **kwargs)
+        found = tensors((args, kwargs))
+        if [tuple(t.shape) for t in found] != [value.shape for value in op.inputs]:
+            raise OtherCourse.at(op)
+        given = {value.index: t for value, t in zip(op.inputs, found, strict=True)}
+        arguments = map_tensors(
+            lambda value: self._narrow(value, given[value.index]), self._prediction.arguments(op), Value
+        )
+        narrow = function(**arguments)
+        return self._wide(op, narrow, function(*args, **kwargs))
+
+    def _narrow(self, value: Value, t: Tensor) -> Tensor:
+        for dim, index in self._kept(value, t.device):
+            t = t.index_select(dim, index)
+        return t
+
+    def _wide(self, op: Op, narrow: Any, whole: Any) -> Any:
+        """What an operator gives on everything, with what it gives on the kept indices in its place.
+
+        Weight norm divides rows of zeros by their norm: such NaN become zero, as no product would get rid of them.
+        """
+        pairs = zip(op.outputs, tensors(narrow), strict=True)
+        return map_tensors(lambda t: _put(_without_nan(t), *self._in(next(pairs))), whole)
+
+    def _in(self, pair: tuple[Value, Tensor]) -> tuple[Tensor, list[tuple[int, Tensor]]]:
+        return pair[1], list(self._kept(pair[0], pair[1].device))
+
+    def _kept(self, value: Value, device: torch.device) -> Iterator[tuple[int, Tensor]]:
+        for dim in range(len(value.shape)):
+            stays = self._prediction.kept(value, dim)
+            if stays is not None:
+                yield dim, torch.from_numpy(np.flatnonzero(stays)).to(device)
+
+
+def _without_nan(t: Tensor) -> Tensor:
+    return torch.where(t.isnan(), torch.zeros_like(t), t)
+
+
+def _put(whole: Tensor, narrow: Tensor, kept: list[tuple[int, Tensor]]) -> Tensor:
+    if not kept:
+        return narrow
+    (dim, index), *others = kept
+    return whole.index_copy(dim, index, _put(whole.index_select(dim, index), narrow, others))

@@ -1,0 +1,173 @@
+"""What a network's operators look like after labels are gone, and whether a network that was cut looks so.
+
+The prediction comes from the labels alone. Running the cut network and comparing operator by operator tells whether its
+Python code follows the new widths or computes something else, such as a head size from a width that is no longer
+there, or a scale from the number of channels.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+
+from cdlib.graph import Graph, Op, Value, leaves
+from cdlib.grouping.labels import Flags
+from cdlib.grouping.walk_state import Walk, arguments
+
+_SILENT = {"clone", "contiguous", "alias", "detach", "_to_copy", "as_strided_", "lift_fresh", "empty"}
+_SAME = {"_unsafe_view": "view", "reshape": "view", "split": "split_with_sizes", "_reshape_alias": "view"}
+_PLAIN = {**_SAME, "mm": "addmm"}
+_SIZED = {"view", "_unsafe_view", "reshape", "expand", "zeros", "ones", "full", "empty"}
+_SIZED |= {"new_zeros", "new_ones", "new_full", "new_empty", "_reshape_alias"}
+
+
+class Prediction:
+    """A network as it is once the labels marked in `gone` are."""
+
+    def __init__(self, walk: Walk, gone: Flags) -> None:
+        self.walk, self.graph, self.gone = walk, walk.graph, gone
+
+    def kept(self, value: Value, dim: int) -> Flags | None:
+        """Which indices of a dimension stay; None if all do."""
+        axis = self.walk.of(value).axes[dim] if value.shape else None
+        if axis is None:
+            return None
+        stays = (axis.ids < 0) | ~self.gone[np.maximum(axis.ids, 0)]
+        return None if stays.all() else stays
+
+    def shape(self, value: Value) -> tuple[int, ...]:
+        """The shape of a value."""
+        found = (self.kept(value, dim) for dim in range(len(value.shape)))
+        return tuple(n if stays is None else int(stays.sum()) for n, stays in zip(value.shape, found, strict=True))
+
+    def changes(self, op: Op) -> bool:
+        """Whether an operator reads or makes a tensor that changes."""
+        return any(self.shape(value) != value.shape for value in (*op.inputs, *op.outputs))
+
+    def arguments(self, op: Op) -> dict[str, Any]:
+        """What the operator must be called with, by name, to do the same on what is left."""
+        args = arguments(op)
+        name = op.name
+        if name in _SIZED:
+            args["size"] = list(self.shape(op.outputs[0]))
+        elif name in ("split", "split_with_sizes"):
+            args["split_sizes"] = [self.shape(value)[args["dim"] % len(value.shape)] for value in op.outputs]
+            args.pop("split_size", None)
+        elif name in ("slice", "select"):
+            self._positions(op, args)
+        elif name == "constant_pad_nd":
+            args["pad"] = self._pads(op, args["pad"])
+        elif name == "convolution":
+            x, groups = args["input"], args["groups"]
+            args["groups"] = self.shape(x)[1] if groups == x.shape[1] and groups > 1 else groups
+        elif name == "native_group_norm":
+            x, channels = args["input"], self.shape(args["input"])[1]
+            args["C"], args["group"] = channels, channels if args["group"] == x.shape[1] else args["group"]
+            args["HxW"] = math.prod(self.shape(x)[2:])
+        elif "normalized_shape" in args:
+            args["normalized_shape"] = list(self.shape(op.inputs[0])[-len(args["normalized_shape"]) :])
+        elif name == "scaled_dot_product_attention" and args.get("scale") is None:
+            args["scale"] = 1 / math.sqrt(args["query"].shape[-1])
+        elif name == "repeat":
+            before, after = self.shape(op.inputs[0]), self.shape(op.outputs[0])
+            new = len(after) - len(before)
+            args["repeats"] = [n if k < new else n // before[k - new] for k, n in enumerate(after)]
+        return args
+
+    def _positions(self, op: Op, args: dict[str, Any]) -> None:
+        """Move the bounds of a slice, or the index of a selection, by what is gone before them."""
+        x = op.inputs[0]
+        dim = args["dim"] % len(x.shape)
+        stays, size = self.kept(x, dim), x.shape[dim]
+        if stays is None:
+            stays = np.ones(size, dtype=bool)
+        if op.name == "select":
+            args["index"] = int(stays[: args["index"] % size].sum())
+        else:
+            start, end, _ = slice(args["start"], args["end"], args["step"]).indices(size)
+            args["start"], args["end"] = int(stays[:start].sum()), int(stays[:end].sum())
+
+    def _pads(self, op: Op, pads: list[int]) -> list[int]:
+        """Count what is left of the margins."""
+        found = list(pads)
+        for k in range(len(pads) // 2):
+            stays = self.kept(op.outputs[0], len(op.outputs[0].shape) - 1 - k)
+            if stays is not None:
+                left, right = pads[2 * k], pads[2 * k + 1]
+                found[2 * k] = int(stays[:left].sum())
+                found[2 * k + 1] = int(stays[len(stays) - right :].sum())
+        return found
+
+
+def first_difference(prediction: Prediction, after: Graph) -> str | None:
+    """Return the module in which a cut network first does not run as predicted; None if it does to the end."""
+    expected = [op for op in prediction.graph.ops if op.name not in _SILENT]
+    actual = [op for op in after.ops if op.name not in _SILENT]
+    agree = _agree
+    if not (prediction.graph.on_meta and after.on_meta):
+        agree = _agree_in_numbers
+        if [_PLAIN.get(op.name, op.name) for op in expected] != [_PLAIN.get(op.name, op.name) for op in actual]:
+            expected, actual = _products(expected), _products(actual)
+    for op, other in zip(expected, actual, strict=False):
+        if not agree(prediction, op, other):
+            return op.module
+    if after.failed_in is not None:
+        return after.failed_in
+    return expected[len(actual)].module if len(actual) < len(expected) else None
+
+
+def _products(ops: list[Op]) -> list[Op]:
+    """The operators with weights: all that can be compared when the course of a run depends on numbers."""
+    return [op for op in ops if op.name in ("convolution", "addmm", "mm", "native_batch_norm", "native_layer_norm")]
+
+
+def _agree_in_numbers(prediction: Prediction, expected: Op, actual: Op) -> bool:
+    """Compare weights and factors alone: in a run with numbers, the shapes of other tensors may depend on them."""
+    if _PLAIN.get(expected.name, expected.name) != _PLAIN.get(actual.name, actual.name):
+        return False
+    weights, others = ([v for v in op.inputs if v.name][-1:] for op in (expected, actual))
+    if [prediction.shape(v) for v in weights] != [v.shape for v in others]:
+        return False
+    factors, given = ([x for x in leaves(args) if isinstance(x, float)] for args in _both(prediction, expected, actual))
+    return _equal(factors, given)
+
+
+def _both(prediction: Prediction, expected: Op, actual: Op) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What an operator should be called with and what it was, written in the same way."""
+    wanted, found = prediction.arguments(expected), arguments(actual)
+    if expected.name == "slice":
+        size = actual.inputs[0].shape[found["dim"]]
+        found["start"], found["end"], _ = slice(found["start"], found["end"], found["step"]).indices(size)
+    elif expected.name == "select":
+        found["index"] %= actual.inputs[0].shape[found["dim"]]
+    elif expected.name == "scaled_dot_product_attention" and found.get("scale") is None:
+        found["scale"] = 1 / math.sqrt(found["query"].shape[-1])
+    return wanted, found
+
+
+def _agree(prediction: Prediction, expected: Op, actual: Op) -> bool:
+    if _SAME.get(expected.name, expected.name) != _SAME.get(actual.name, actual.name):
+        return False
+    if [prediction.shape(v) for v in expected.outputs] != [v.shape for v in actual.outputs]:
+        return False
+    if expected.name in _SIZED or expected.name.startswith("split"):
+        return True
+    wanted, found = _both(prediction, expected, actual)
+    return all(_equal(wanted[name], found.get(name)) for name in wanted if name != "device")
+
+
+def _equal(a: Any, b: Any) -> bool:
+    ones, others = leaves(a), leaves(b)
+    if len(ones) != len(others):
+        return False
+    return all(
+        isinstance(y, Value) if isinstance(x, Value) else _number(x, y) for x, y in zip(ones, others, strict=True)
+    )
+
+
+def _number(x: Any, y: Any) -> bool:
+    if isinstance(x, float) and isinstance(y, float):
+        return math.isclose(x, y, rel_tol=1e-12)
+    return bool(x == y)

@@ -1,0 +1,20 @@
+"""Train and evaluate networks."""
+
+from __future__ import annotations
+
+from cdlib.train.evaluation import Evaluation, checked, device_of, evaluate, evaluating, logits_of
+from cdlib.train.fitting import Fit, fit
+from cdlib.train.recipe import Recipe, learning_rate
+
+__all__ = [
+    "Evaluation",
+    "Fit",
+    "Recipe",
+    "checked",
+    "device_of",
+    "evaluate",
+    "evaluating",
+    "fit",
+    "learning_rate",
+    "logits_of",
+]

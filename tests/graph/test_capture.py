@@ -1,0 +1,150 @@
+"""What a capture must see, and that it leaves the network alone."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+import cdlib
+from cdlib.graph.tracing import capture
+
+
+class Functional(nn.Module):
+    """Functional calls, a bare parameter, a shared module, in-place operators, two inputs and two outputs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.kernel = nn.Parameter(torch.randn(4, 3, 3, 3))
+        self.scale = nn.Parameter(torch.randn(4, 1, 1))
+        self.shared = nn.Conv2d(4, 4, 1)
+
+    def forward(self, x: torch.Tensor, y: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        z = F.conv2d(x, self.kernel) * self.scale
+        z = self.shared(F.relu_(self.shared(z)))
+        return z, z + y
+
+
+def inputs(n: int = 2) -> tuple[torch.Tensor, torch.Tensor]:
+    return torch.randn(n, 3, 8, 8), torch.randn(n, 4, 6, 6)
+
+
+def test_sees_functional_calls_bare_parameters_shared_modules_in_place_operators_and_several_inputs() -> None:
+    graph = capture(Functional(), inputs())
+    names = [op.name for op in graph.ops]
+    assert names == ["convolution", "mul", "convolution", "relu_", "convolution", "add"]
+    assert [op.module for op in graph.ops] == ["", "", "shared", "", "shared", ""]
+    assert graph.ops[2].call != graph.ops[4].call
+    assert graph.ops[0].args[1].name == "kernel" and graph.ops[1].args[1].name == "scale"
+    assert graph.ops[3].outputs[0] is graph.ops[3].args[0], "an in-place operator returns what it was given"
+    assert [v.shape for v in graph.inputs] == [(1, 3, 8, 8), (1, 4, 6, 6)]
+    assert [v.shape for v in graph.outputs] == [(1, 4, 6, 6), (1, 4, 6, 6)]
+    assert graph.outputs[0] is graph.ops[4].outputs[0] and graph.outputs[1] is graph.ops[5].outputs[0]
+
+
+def test_a_view_shares_the_storage_and_the_name_of_its_base() -> None:
+    graph = capture(nn.Linear(6, 2), torch.randn(3, 6))
+    product = graph.ops[-1]
+    weight = product.args[2]
+    assert product.name == "addmm" and weight.name == "weight" and weight.shape == (6, 2)
+    assert weight.storage == graph.ops[0].args[0].storage
+
+
+def test_runs_on_shapes_alone_where_it_can_and_on_numbers_where_it_must() -> None:
+    class DependsOnNumbers(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x[x > 0].sum() * x if x.sum() > 0 else -x
+
+    assert capture(Functional(), inputs()).on_meta
+    graph = capture(DependsOnNumbers(), torch.ones(1, 3))
+    assert not graph.on_meta and graph.ops[-1].name == "mul"
+
+
+def test_numbers_made_by_the_network_itself_do_not_need_a_real_run() -> None:
+    class Positions(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            steps = torch.arange(x.shape[-1])
+            return x[..., : int(steps.max())] + steps[:-1]
+
+    graph = capture(Positions(), torch.randn(1, 5))
+    assert graph.on_meta and graph.outputs[0].shape == (1, 4)
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_leaves_the_network_as_it_was(training: bool) -> None:
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Dropout(), nn.ReLU(inplace=True)).train(training)
+    model[1].eval()
+    before = {name: t.clone() for name, t in model.state_dict().items()}
+    flags = [module.training for module in model.modules()]
+    rng = torch.get_rng_state()
+    x = torch.randn(2, 3, 8, 8)
+    torch.set_rng_state(rng)
+    kept = x.clone()
+    cdlib.profile(model, x)
+    assert [module.training for module in model.modules()] == flags
+    assert all(torch.equal(t, before[name]) for name, t in model.state_dict().items())
+    assert torch.equal(x, kept) and torch.equal(torch.get_rng_state(), rng)
+    assert all(p.requires_grad and p.grad is None and p.device.type == "cpu" for p in model.parameters())
+    assert torch.backends.mha.get_fastpath_enabled() and torch.is_grad_enabled()
+
+
+@pytest.mark.parametrize("on_meta", [True, False])
+def test_undoes_what_a_forward_changes(on_meta: bool) -> None:
+    """Caches, counters, replaced buffers, random numbers, and an input that is overwritten."""
+
+    class Changes(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.register_buffer("steps", torch.zeros(()))
+            self.register_buffer("last", torch.zeros(2))
+            self.cache: dict[str, torch.Tensor] = {}
+            self.seen = None
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            if not on_meta:
+                assert x.sum() > 0
+            self.steps += 1
+            self.cache["x"] = self.seen = x
+            self.last = x[0]
+            return x.mul_(2) + torch.rand(2)
+
+    model, x, rng = Changes(), torch.ones(3, 2), torch.get_rng_state()
+    assert capture(model, x).on_meta == on_meta
+    assert model.steps == 0 and model.cache == {} and model.seen is None
+    assert torch.equal(model.last, torch.zeros(2)) and "last" in dict(model.named_buffers())
+    assert torch.equal(x, torch.ones(3, 2)) and torch.equal(torch.get_rng_state(), rng)
+    model(x)
+
+
+def test_leaves_the_network_as_it_was_when_it_raises() -> None:
+    class Raises(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            raise KeyError("nothing here")
+
+    model = Raises()
+    attention = F.scaled_dot_product_attention
+    with pytest.raises(cdlib.CdlibError, match="Raises cannot run on an input of shape.*KeyError: 'nothing here'"):
+        capture(model, torch.ones(1, 2))
+    assert model.training and F.scaled_dot_product_attention is attention and torch.is_grad_enabled()
+    capture(nn.Identity(), torch.ones(1, 2))  # no hook and no mode is left behind
+
+
+@pytest.mark.parametrize(
+    ("example", "message"),
+    [
+        (torch.randn(1, 4, 8, 8), r"shape \(1, 4, 8, 8\)"),
+        ((), "pass a tensor"),
+        ("3x8x8", "'str'; pass a tensor"),
+        (torch.randn(0, 3, 8, 8), "holds no sample"),
+    ],
+)
+def test_refuses_what_the_network_cannot_run_on(example: object, message: str) -> None:
+    with pytest.raises(cdlib.CdlibError, match=message) as caught:
+        capture(nn.Conv2d(3, 4, 3), example)  # type: ignore[arg-type]
+    assert "\n" not in str(caught.value)
+
+
+def test_refuses_what_is_no_network() -> None:
+    with pytest.raises(cdlib.CdlibError, match="not a torch.nn.Module"):
+        cdlib.profile(torch.relu, torch.ones(1, 2))  # type: ignore[arg-type]

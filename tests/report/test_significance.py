@@ -1,0 +1,90 @@
+"""McNemar's test and Wilson's interval against values derived by hand."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import Tensor
+
+from cdlib.errors import CdlibError
+from cdlib.report.significance import mcnemar, wilson
+
+
+def pair(lost: int, gained: int, both: int = 0, neither: int = 0) -> tuple[Tensor, Tensor]:
+    """Correctness of two networks, given the four counts."""
+    before = [True] * lost + [False] * gained + [True] * both + [False] * neither
+    after = [False] * lost + [True] * gained + [True] * both + [False] * neither
+    return torch.tensor(before), torch.tensor(after)
+
+
+@pytest.mark.parametrize(
+    ("lost", "gained", "p_value"),
+    [
+        (0, 0, 1.0),
+        (3, 3, 1.0),
+        (0, 5, 2 / 2**5),  # five disagreements never suffice,
+        (0, 6, 2 / 2**6),  # six do if all go one way
+        (1, 8, 2 * (1 + 9) / 2**9),
+        (8, 1, 2 * (1 + 9) / 2**9),
+    ],
+)
+def test_mcnemar_is_a_tossed_coin(lost: int, gained: int, p_value: float) -> None:
+    result = mcnemar(*pair(lost, gained, both=50, neither=10))
+    assert (result.images, result.lost, result.gained) == (60 + lost + gained, lost, gained)
+    assert result.p_value == pytest.approx(p_value)
+    assert result.enough_data == (p_value < 0.05)
+
+
+def test_images_on_which_both_agree_say_nothing() -> None:
+    few, many = mcnemar(*pair(2, 7, both=10)), mcnemar(*pair(2, 7, both=9_000, neither=800))
+    assert few.p_value == many.p_value
+
+
+def test_how_many_images_it_would_take() -> None:
+    # z^2 = (gained - lost)^2 / (gained + lost) grows with the number of images and has to reach 1.96^2.
+    assert mcnemar(*pair(10, 20, both=970)).images_needed == math.ceil(1000 * 1.96**2 * 30 / 100) == 1153
+    assert mcnemar(*pair(5, 5, both=90)).images_needed is None
+    assert "about 1153 images needed" in str(mcnemar(*pair(10, 20, both=970)))
+    assert "needed" not in str(mcnemar(*pair(0, 30, both=970)))
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        (torch.ones(3, dtype=torch.bool), torch.ones(4, dtype=torch.bool)),
+        (torch.ones(0, dtype=torch.bool), torch.ones(0, dtype=torch.bool)),
+        (torch.ones(2, 2, dtype=torch.bool), torch.ones(2, 2, dtype=torch.bool)),
+    ],
+)
+def test_pairs_that_are_no_pairs_are_refused(before: Tensor, after: Tensor) -> None:
+    with pytest.raises(CdlibError, match="one value per image"):
+        mcnemar(before, after)
+
+
+def test_wilsons_interval() -> None:
+    low, high = wilson(37, 40)
+    z, n, share = 1.959964, 40, 37 / 40
+    middle = (share + z * z / (2 * n)) / (1 + z * z / n)
+    half = z * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n)) / (1 + z * z / n)
+    assert (low, high) == pytest.approx((middle - half, middle + half), abs=1e-6)
+    assert (round(low, 2), round(high, 2)) == (0.80, 0.97)
+    assert wilson(0, 10)[0] == 0.0
+    assert wilson(10, 10)[1] == 1.0
+    wide = wilson(37, 40, 0.99)
+    assert wide[0] < low < high < wide[1]
+
+
+@pytest.mark.parametrize(("successes", "trials", "level"), [(1, 0, 0.95), (3, 2, 0.95), (-1, 2, 0.95), (1, 2, 1.0)])
+def test_counts_that_make_no_sense_are_refused(successes: int, trials: int, level: float) -> None:
+    with pytest.raises(CdlibError, match="successes <= trials"):
+        wilson(successes, trials, level)
+
+
+def test_more_images_are_needed_than_were_too_few() -> None:
+    """9 lost and 2 gained of 1,000 are not enough by the exact test, though the approximation would do with fewer."""
+    before, after = torch.ones(1000, dtype=torch.bool), torch.ones(1000, dtype=torch.bool)
+    after[:9], before[-2:] = False, False
+    paired = mcnemar(before, after)
+    assert not paired.enough_data and paired.images_needed is not None and paired.images_needed > 1000

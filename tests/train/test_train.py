@@ -6,9 +6,6 @@ import dataclasses
 import math
 import os
 import signal
-import socket
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -16,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from processes import in_processes
 from sklearn.metrics import accuracy_score, log_loss
 from torch import Tensor, nn
 
@@ -386,9 +384,6 @@ AGAIN = ["step 3 of epoch 1", "before renaming checkpoint 1", "step 11 of epoch 
 
 def die_in_children(folder: Path) -> None:
     """Let a child be killed in each way, in a run of its own; then one run in the ways of `AGAIN`, in turn."""
-    import accelerate.utils  # noqa: F401  # so that no child has to import it
-
-    torch.set_num_threads(1)
     optimizer(EVERYTHING, small_net().parameters())
     for name, how in [*((how, how) for how in DEATHS), *(("again", how) for how in AGAIN)]:
         child = os.fork()
@@ -400,28 +395,9 @@ def die_in_children(folder: Path) -> None:
         assert os.WTERMSIG(status) == signal.SIGKILL, how
 
 
-def in_processes(call: str, environments: list[dict[str, str]]) -> None:
-    """Run a call of this module in one new process per environment, all at once, and wait for them."""
-    here = Path(__file__).parent
-    paths = os.pathsep.join([str(here), str(here.parent), os.environ.get("PYTHONPATH", "")])
-    common = {**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
-    command = [sys.executable, "-c", f"import pathlib, test_train; test_train.{call}"]
-    processes = [
-        subprocess.Popen(command, env={**common, **environment}, stderr=subprocess.PIPE, text=True)
-        for environment in environments
-    ]
-    try:
-        for process in processes:
-            _, words = process.communicate(timeout=300)
-            assert process.returncode == 0, words
-    finally:
-        for process in processes:
-            process.kill()
-
-
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs POSIX")
 def test_killed_and_rerun_gives_the_bits_of_an_undisturbed_run(tmp_path: Path) -> None:
-    in_processes(f"die_in_children(pathlib.Path({str(tmp_path)!r}))", [{}])
+    in_processes(die_in_children, tmp_path, folder=tmp_path)
     undisturbed = quiet_fit(small_net(), EVERYTHING, seed=5)
     epochs_done = {}
     for name in [*DEATHS, "again"]:
@@ -664,12 +640,7 @@ def in_two_processes(folder: Path) -> None:
 
 
 def test_two_processes_agree_with_each_other_and_with_one(tmp_path: Path) -> None:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2"}
-    ranks = [{**meeting, "RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(2)]  # as launchers set them
-    in_processes(f"in_two_processes(pathlib.Path({str(tmp_path)!r}))", ranks)
+    in_processes(in_two_processes, tmp_path, folder=tmp_path, world=2)
     first, second = (torch.load(tmp_path / f"rank{rank}.pt", weights_only=True) for rank in range(2))
     for net in ("plain", "noisy"):
         assert all(torch.equal(t, second[net][name]) for name, t in first[net].items())

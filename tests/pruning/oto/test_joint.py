@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import copy
+import hashlib
 import io
 import math
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from accelerate import Accelerator
 from joint_setup import BASES, METHODS, X, chain, gradient, make
+from processes import in_processes
 from torch import nn
 from torch.nn import functional as F
 
@@ -139,41 +139,29 @@ def test_training_of_the_package_takes_it_and_resumes_it(method: str, tmp_path: 
     assert torch.equal(full.correct, cdlib.train.evaluate(small, dataset.test).correct)
 
 
-PROCESS = """
-import hashlib, sys, torch, cdlib
-from accelerate import Accelerator
-from cdlib import models
-from test_joint import METHODS, train
-accelerator = Accelerator(cpu=True)
-assert accelerator.num_processes == 2
-torch.manual_seed(0)
-model = models.build("vgg_mini", 10, in_channels=1)
-x = torch.zeros(1, 1, 8, 8)
-for m in model.modules():
-    if isinstance(m, torch.nn.modules.batchnorm._BatchNorm):
-        m.momentum = 0.0  # its statistics are each process's own
-base = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9)
-net, optimizer = accelerator.prepare(model, METHODS[sys.argv[1]](model, x, base, 0.5, start=1, steps=4))
-train(model, optimizer, 6, x, first=100 * accelerator.process_index, net=net)
-drop = optimizer.optimizer.drop()
-small = cdlib.remove(model, x, drop)
-weights = torch.cat([p.detach().flatten() for p in model.parameters()])
-text = f"{hashlib.sha256(weights.numpy().tobytes()).hexdigest()} {sum(map(len, drop.values()))} {drop}"
-with open(f"{sys.argv[2]}/{accelerator.process_index}", "w") as file:
-    file.write(text)
-"""
+def in_each_process(method: str, folder: Path) -> None:
+    accelerator = Accelerator(cpu=True)
+    assert accelerator.num_processes == 2
+    torch.manual_seed(0)
+    model = models.build("vgg_mini", 10, in_channels=1)
+    x = torch.zeros(1, 1, 8, 8)
+    for m in model.modules():
+        if isinstance(m, torch.nn.modules.batchnorm._BatchNorm):
+            m.momentum = 0.0  # its statistics are each process's own
+    base = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9)
+    net, optimizer = accelerator.prepare(model, METHODS[method](model, x, base, 0.5, start=1, steps=4))
+    train(model, optimizer, 6, x, first=100 * accelerator.process_index, net=net)
+    drop = optimizer.optimizer.drop()
+    cdlib.remove(model, x, drop)
+    weights = torch.cat([p.detach().flatten() for p in model.parameters()])
+    text = f"{hashlib.sha256(weights.numpy().tobytes()).hexdigest()} {sum(map(len, drop.values()))} {drop}"
+    (folder / str(accelerator.process_index)).write_text(text)
+    torch.distributed.destroy_process_group()
 
 
 @pytest.mark.parametrize("method", METHODS)
 def test_two_processes_have_identical_weights(method: str, tmp_path: Path) -> None:
-    script = tmp_path / "process.py"
-    script.write_text(PROCESS)
-    command = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", str(script), method, str(tmp_path)]
-    root = str(Path(__file__).parents[2])
-
-    environment = {**os.environ, "PYTHONPATH": root, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run([sys.executable, *command], capture_output=True, text=True, env=environment, cwd=root)
-    assert done.returncode == 0, done.stderr
+    in_processes(in_each_process, method, tmp_path, folder=tmp_path, world=2)
     one, other = ((tmp_path / name).read_text() for name in ("0", "1"))
     assert one == other
     assert int(one.split()[1]) == math.floor(0.5 * sum([16, 16, 32, 32, 64, 64, 64]))

@@ -26,6 +26,25 @@ def check_choice(kind: str, value: object, choices: Iterable[str]) -> None:
         raise unknown(kind, value, known)
 
 
+def check_whole(name: str, value: object, least: int, most: int | None = None) -> None:
+    """Raise a CdlibError unless a value is an integer from `least` and, if that is given, to `most`."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise CdlibError(f"{name}={value!r}: give an integer of at least {least}.")
+    if most is not None and value > most:
+        raise CdlibError(f"{name}={value!r}: give an integer of at most {most}.")
+
+
+def check_seed(value: object, name: str = "seed") -> None:
+    """Raise a CdlibError unless a value is an integer from 0 to 2^63 - 1, which every random generator takes."""
+    check_whole(name, value, 0, 2**63 - 1)
+
+
+def check_share(name: str, value: object) -> None:
+    """Raise a CdlibError unless a value is a number from 0 to below 1: a share, or a probability."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < 1:
+        raise CdlibError(f"{name}={value!r}: give a number from 0 to below 1.")
+
+
 def unknown(kind: str, name: object, choices: Iterable[str], *, limit: int = 12) -> CdlibError:
     """Return the error for a name that is not among `choices`, with the nearest one suggested.
 

@@ -1,7 +1,8 @@
-"""What a network holds: its tensors by name, which of them are one, and which are masks."""
+"""What a network is and holds: its tensors by name, which of them are one or share memory, and which are masks."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -10,8 +11,8 @@ from torch import Tensor, nn
 from cdlib.errors import CdlibError
 
 
-def check_network(model: Any) -> nn.Module:
-    """Return a network that is one, and not compiled.
+def check_module(model: Any, name: str = "model") -> nn.Module:
+    """Return a network that is one, compiled or not; `name` is what the error calls it.
 
     Raises
     ------
@@ -19,8 +20,19 @@ def check_network(model: Any) -> nn.Module:
         For anything else.
     """
     if not isinstance(model, nn.Module):
-        raise CdlibError(f"model is {type(model).__name__!r}, not a torch.nn.Module; pass the network itself.")
-    scripted = any(isinstance(m, torch.jit.ScriptModule) for m in model.modules())
+        raise CdlibError(f"{name} is {type(model).__name__!r}, not a torch.nn.Module; pass the network itself.")
+    return model
+
+
+def check_network(model: Any) -> nn.Module:
+    """Return a network that is one, and not compiled into another.
+
+    Raises
+    ------
+    CdlibError
+        For anything else.
+    """
+    scripted = any(isinstance(m, torch.jit.ScriptModule) for m in check_module(model).modules())
     if scripted or hasattr(model, "_orig_mod"):
         raise CdlibError(f"{type(model).__name__} is compiled: pass the Python network that it was made from.")
     return model
@@ -28,7 +40,43 @@ def check_network(model: Any) -> nn.Module:
 
 def tensors_of(model: nn.Module) -> dict[str, Tensor]:
     """Return the parameters and buffers of a network, the tensors themselves, by name; a shared one once."""
-    return {**dict(model.named_parameters()), **dict(model.named_buffers())}
+    further = tied(model)
+    return {name: tensor for name, tensor in _named(model) if name not in further}
+
+
+def tied(model: nn.Module) -> dict[str, str]:
+    """Return the further names of parameters and buffers that have several, with the first, which `tensors_of` has."""
+    first: dict[int, str] = {}
+    found = {name: first.setdefault(id(tensor), name) for name, tensor in _named(model)}
+    return {name: other for name, other in found.items() if name != other}
+
+
+def _named(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    yield from model.named_parameters(remove_duplicate=False)
+    yield from model.named_buffers(remove_duplicate=False)
+
+
+def sharing(tensors: Mapping[str, Tensor], place: Callable[[Tensor], int]) -> tuple[str, str] | None:
+    """Return the names of the first tensor that lies in the same place as one before it, and of that one; or None.
+
+    Parameters
+    ----------
+    tensors : dict from str to Tensor
+        Distinct ones, as of `tensors_of`. Those without values, or of a layout without a memory of its own, are passed.
+    place : function of a Tensor
+        ``Tensor.data_ptr``, or that of its storage if views of one memory count too.
+    """
+    first: dict[int, str] = {}
+    for name, tensor in tensors.items():
+        held = tensor.numel() and not tensor.is_meta and tensor.layout == torch.strided
+        if held and (other := first.setdefault(place(tensor), name)) != name:
+            return name, other
+    return None
+
+
+def bytes_of(tensor: Tensor) -> memoryview:
+    """Return the bytes of a tensor on any device, in the order of its indices."""
+    return tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data
 
 
 def mask_name(name: str) -> str | None:

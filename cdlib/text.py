@@ -1,0 +1,51 @@
+"""Short texts that are made in one way everywhere: a line from an error, mean and spread, the digest of bytes."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable
+
+import numpy as np
+
+
+def one_line(error: BaseException, limit: int = 160) -> str:
+    """Return an error's type and message as one line, for example ``ValueError: no such file``.
+
+    Parameters
+    ----------
+    error : exception
+    limit : int, default 160
+        Characters of the message to keep.
+    """
+    message = " ".join(str(error).split())[:limit]
+    return f"{type(error).__name__}: {message}" if message else type(error).__name__
+
+
+def mean_and_spread(values: Iterable[float], *, factor: float = 1.0, digits: int = 1, sign: bool = False) -> str:
+    """Return the mean and, of values that differ, their standard deviation (with n - 1), for example ``91.2 ± 0.3``.
+
+    Parameters
+    ----------
+    values : iterable of float
+        NaN are left out; of no values at all the text is ``-``.
+    factor : float, default 1
+        What both are multiplied by: 100 for percent.
+    digits : int, default 1
+        After the point.
+    sign : bool, default False
+        Write a plus before a positive mean, as for differences.
+    """
+    found = factor * np.asarray(list(values), dtype=float)
+    found = found[~np.isnan(found)]
+    if not found.size:
+        return "-"
+    mean = f"{found.mean():{'+' * sign}.{digits}f}"
+    return f"{mean}\u00a0±\u00a0{found.std(ddof=1):.{digits}f}" if len(np.unique(found)) > 1 else mean
+
+
+def digest(parts: Iterable[str | bytes | memoryview]) -> str:
+    """Return the SHA-256 of parts one after the other, texts in UTF-8, as 64 hexadecimal digits."""
+    found = hashlib.sha256()
+    for part in parts:
+        found.update(part.encode() if isinstance(part, str) else part)
+    return found.hexdigest()

@@ -36,6 +36,7 @@ __all__ = [
     "Groups",
     "Profile",
     "Slice",
+    "complexity",
     "data",
     "find_groups",
     "graph",

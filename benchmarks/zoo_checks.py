@@ -29,8 +29,7 @@ from zoo_networks import loss, several, zoo_network
 import cdlib
 from cdlib.graph import tensors
 from cdlib.graph.tracing import capture
-from cdlib.grouping.groups import Groups
-from cdlib.grouping.reach import share
+from cdlib.grouping import Groups, parameter_share
 from cdlib.surgery.exactness import Exactness, check_exact, difference, randomised
 from cdlib.surgery.removal import rewritten
 
@@ -98,7 +97,10 @@ def cdlib_checks(log: Log, family: str, name: str) -> None:
         groups = cdlib.find_groups(model, inputs, batch_dim=batch_dim)
         prunable, invariant = groups.prunable, [g for g in groups if g.zero_invariant]
         row["groups"] = {"all": len(groups), "prunable": len(prunable), "zero-invariant": len(invariant)}
-        row["share"] = {"prunable": share(model, prunable), "zero-invariant": share(model, invariant)}
+        row["share"] = {
+            "prunable": parameter_share(model, prunable),
+            "zero-invariant": parameter_share(model, invariant),
+        }
         assert_(bool(prunable), "nothing is prunable")
     if "grouped" not in row["passed"]:
         return

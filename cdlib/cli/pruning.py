@@ -29,15 +29,15 @@ def groups(
     """Show which channels can only be removed together, and whether they can be."""
     import cdlib
     from cdlib.cli import output as console
-    from cdlib.grouping.reach import share
+    from cdlib.grouping import parameter_share
 
     network, example = options.network(model, shape, classes, option, weights)
     with options.status("finding the groups"):
         found = cdlib.find_groups(network, example, keep=keep or ())
     prunable = found.prunable
     shares = {
-        "prunable": share(network, prunable),
-        "zero_invariant": share(network, [group for group in prunable if group.zero_invariant]),
+        "prunable": parameter_share(network, prunable),
+        "zero_invariant": parameter_share(network, [group for group in prunable if group.zero_invariant]),
     }
     keys = ("prunable", "zero_invariant", "reason", "stems")
     rows = [{"name": g.name, "units": g.size, **{key: getattr(g, key) for key in keys}} for g in found]
@@ -68,7 +68,6 @@ def prune(
 
     import cdlib
     from cdlib.cli import output as console
-    from cdlib.grouping.reach import units_in
     from cdlib.pruning.saliency import MEASURES, check_ratio, lowest
     from cdlib.surgery.removal import cut, rewritten, slices_of
 
@@ -80,7 +79,7 @@ def prune(
         found = cdlib.find_groups(network, example, keep=keep or ())
     chosen = [group for group in found.prunable if group.zero_invariant or not zero_invariant]
     slices = slices_of(found, lowest(network, chosen, ratio, by=saliency, seed=seed), round_to)
-    removed = {group.name: units for group in chosen if (units := units_in(group, slices))}
+    removed = {group.name: units for group in chosen if (units := group.units_in(slices))}
     if ratio and not removed:
         raise CdlibError(_nothing(found, chosen, ratio, round_to))
     with options.status("removing the units and comparing every operator"):

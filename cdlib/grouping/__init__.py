@@ -2,13 +2,27 @@
 
 from __future__ import annotations
 
-from cdlib.grouping.groups import Drop, Group, Groups, Key, Slice, find_groups
+from cdlib.grouping.finding import find_groups
+from cdlib.grouping.groups import Drop, Group, Groups, Key, Slice, parameter_share
+from cdlib.grouping.labels import Flags, Ids
+from cdlib.grouping.ops import arguments
+from cdlib.grouping.preconditions import check, check_batch
+from cdlib.grouping.reshape_choices import choose_reshapes
+from cdlib.grouping.walk_state import Walk
 
 __all__ = [
     "Drop",
+    "Flags",
     "Group",
     "Groups",
+    "Ids",
     "Key",
     "Slice",
+    "Walk",
+    "arguments",
+    "check",
+    "check_batch",
+    "choose_reshapes",
     "find_groups",
+    "parameter_share",
 ]

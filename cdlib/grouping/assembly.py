@@ -1,4 +1,4 @@
-"""From what a walk found out about labels to the groups of a network, for `cdlib.grouping.groups`."""
+"""From what a walk found out about labels to the groups of a network, for `cdlib.grouping.finding`."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ import numpy as np
 
 from cdlib.grouping.groups import Group, Key
 from cdlib.grouping.labels import Ids, Ledger
-from cdlib.grouping.walk_state import Walk, arguments
+from cdlib.grouping.ops import arguments
+from cdlib.grouping.walk_state import Walk
 
 
 def assemble(done: Walk, kept: Mapping[str, str]) -> list[Group]:

@@ -20,10 +20,7 @@ from torch import nn
 
 from cdlib.errors import CdlibError, unknown
 from cdlib.graph import Graph
-from cdlib.graph.tracing import ExampleInput, capture
-from cdlib.grouping.labels import Ids
-from cdlib.grouping.preconditions import check, check_course, training_run
-from cdlib.grouping.reshape_choices import walk
+from cdlib.grouping.labels import Flags, Ids
 from cdlib.grouping.walk_state import Walk
 
 Key = tuple[str, int]
@@ -112,6 +109,11 @@ class Group:
                 raise CdlibError(f"group {self.name!r} has no unit {unit!r}: its units are 0 to {self.size - 1}.")
         of_unit, index = self.places[key]
         return np.sort(index[np.isin(of_unit, np.asarray(units, dtype=np.int64))])
+
+    def units_in(self, slices: Mapping[Key, Ids]) -> int:
+        """Return how many units vanish with slices, as `cdlib.surgery.slices_of` returns them."""
+        of_unit, index = self.places[self.tensors[0]]
+        return len(np.unique(of_unit[np.isin(index, slices.get(self.tensors[0], ()))]))
 
 
 class Groups(Sequence[Group]):
@@ -211,52 +213,30 @@ def _some(names: list[str], most: int = 3) -> str:
     return ", ".join(layers[:most]) + more
 
 
-def find_groups(
-    model: nn.Module, example_input: ExampleInput, *, keep: Iterable[str] = (), batch_dim: int | None = 0
-) -> Groups:
-    """Find which slices of a network's parameters and buffers can only be removed together.
+def parameter_share(model: nn.Module, groups: Iterable[Group]) -> float:
+    """Return the share of a network's parameters of which some unit of the groups has a slice.
 
     Parameters
     ----------
     model : nn.Module
-        Any network that runs. It is run once, in evaluation mode, and left as it was found.
-    example_input : tensor or tuple
-        What the network is called with: a tensor, or a tuple of its positional arguments.
-    keep : iterable of str, optional
-        Modules, parameters or buffers, by name, of which nothing may be removed.
-    batch_dim : int or None, default 0
-        The dimension of the input that counts samples; None if there is none.
+        The network that the groups are of.
+    groups : iterable of Group
+        For example ``groups.prunable``.
 
     Returns
     -------
-    Groups
-        In the order of the run; empty only for a network without layers.
-
-    Raises
-    ------
-    CdlibError
-        If the network cannot be captured, is quantised or compiled, is on another device than the input, or has
-        nothing called as in `keep`.
+    float
+        From 0 to 1; 0 for a network without parameters. Slices that are read by later layers count too.
     """
-    from cdlib.grouping.assembly import assemble
-
-    check(model, example_input)
-    graph = capture(model, example_input, batch_dim=batch_dim)
-    check_course(graph)
-    done = walk(graph, training_run(model, graph, example_input, batch_dim))
-    return Groups(assemble(done, _kept(model, keep)), type(model).__name__, done)
-
-
-def _kept(model: nn.Module, keep: Iterable[str]) -> dict[str, str]:
-    """The tensors of which nothing may be removed, to the name that the user gave."""
-    if isinstance(keep, str) or not isinstance(keep, Iterable):
-        raise CdlibError(f"keep={keep!r}: give a list of names, for example [{str(keep)!r}], or ().")
-    tensors = [name for name, _ in (*model.named_parameters(), *model.named_buffers())]
-    modules = [name for name, _ in model.named_modules() if name]
-    found: dict[str, str] = {}
-    for name in keep:
-        inside = [tensor for tensor in tensors if tensor == name or tensor.startswith(f"{name}.")]
-        if name not in modules and not inside:
-            raise unknown("module or parameter in keep:", name, [*modules, *tensors])
-        found |= dict.fromkeys(inside, name)
-    return found
+    held = dict(model.named_parameters())
+    marks: dict[Key, Flags] = {}
+    for group in groups:
+        for name, dim in group.tensors:
+            if name in held:
+                mark = marks.setdefault((name, dim), np.zeros(held[name].shape[dim], dtype=bool))
+                mark[group.indices(range(group.size), (name, dim))] = True
+    untouched = {name: parameter.numel() for name, parameter in held.items()}
+    for (name, _), mark in marks.items():
+        untouched[name] = untouched[name] * int((~mark).sum()) // mark.size
+    total = sum(parameter.numel() for parameter in held.values())
+    return 1 - sum(untouched.values()) / total if total else 0.0

@@ -14,10 +14,11 @@ import numpy as np
 
 from cdlib.graph import Graph
 from cdlib.grouping.labels import Flags
+from cdlib.grouping.propagation import propagate
 from cdlib.grouping.walk_state import STRUCTURAL, Walk
 
 
-def walk(graph: Graph, training: Graph | None = None) -> Walk:
+def choose_reshapes(graph: Graph, training: Graph | None = None) -> Walk:
     """Walk through a network, as often as it takes to split dimensions well.
 
     A split is good if it freezes few labels and, then, if few of those left could not be removed when zero. Splits by
@@ -63,8 +64,8 @@ def _cost(done: Walk) -> tuple[tuple[int, int], Flags]:
 
 def _with_roles(graph: Graph, splits: dict[int, int], training: Graph | None) -> Walk:
     """Walk; and again, knowing the input sides of layers, if a rule asked whether a weight is zeroed."""
-    done = Walk(graph, splits, None, training)
+    done = propagate(graph, splits, None, training)
     if not done.asked_weights:
         return done
     made, read = done.ledger.roles()
-    return Walk(graph, splits, read - made, training)
+    return propagate(graph, splits, read - made, training)

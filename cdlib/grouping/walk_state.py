@@ -1,31 +1,22 @@
-"""Walk through a captured network and carry labels from operator to operator.
+"""What a walk through a network knows: the labels of every value so far, and the ledger of what was found out.
 
-The walk knows nothing about models, only about operators: a rule per kind of operator (`cdlib.grouping.rules.registry`)
-says which labels the outputs carry and what is to be noted in the `Ledger`. Whatever has no rule freezes the labels
-that it meets.
+This is what a rule (`cdlib.grouping.rules`) sees and notes things with; `cdlib.grouping.propagation` drives the walk.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable
-from functools import lru_cache
-from typing import Any
 
 import numpy as np
-import torch
 from torch import nn
 
-from cdlib.graph import Graph, Op, Value, moved_after
+from cdlib.graph import Graph, Op, Value
 from cdlib.grouping.labels import Axis, Ids, Labels, Ledger
+from cdlib.grouping.ops import is_weight
 
 STRUCTURAL = "would have to change a dimension that is not channels"
 """How the reasons begin that another way to split a dimension may avoid."""
-
-
-MAKERS = {"expand", "repeat", "tile", "broadcast_to", "constant_pad_nd"}
-MAKERS |= {"zeros", "ones", "full", "empty", "new_zeros", "new_ones", "new_full"}
-"""Operators whose results have labels although their operands have none."""
 
 
 class Walk:
@@ -58,26 +49,6 @@ class Walk:
         self.asked_weights = False
         self.labels: dict[int, Labels] = {}
         self._of_storage: dict[int, list[int]] = defaultdict(list)
-        self._follow(graph)
-        if training is not None:
-            found = len(self.ledger.noticed)
-            self._follow(moved_after(graph, training))
-            del self.ledger.noticed[found:]
-
-    def _follow(self, graph: Graph) -> None:
-        from cdlib.grouping.rules import rule_for
-
-        for op in graph.ops:
-            if op.name in MAKERS or any(self.labelled(value) for value in op.inputs):
-                outputs = rule_for(op)(self, op, arguments(op))
-                results = [outputs] if isinstance(outputs, Labels) else outputs
-            else:
-                why = self.of(op.inputs[0]).why if op.inputs else "meets a constant of fixed size"
-                results = [Labels((None,) * len(v.shape), why) for v in op.outputs]
-            for value, labels in zip(op.outputs, results, strict=True):
-                self._set(value, labels, op)
-        for value in graph.outputs:
-            self.freeze(self.of(value), self.graph.ops[-1].index + 1 if self.graph.ops else 0, "reaches the output")
 
     # Labels of values.
 
@@ -121,7 +92,7 @@ class Walk:
             self._of_storage[value.storage].append(value.index)
         self.labels[value.index] = labels
 
-    def _set(self, value: Value, labels: Labels, op: Op) -> None:
+    def assign(self, value: Value, labels: Labels, op: Op) -> None:
         """Give a value its labels. What was written into shared memory is no longer zero in the other views of it."""
         self._put(value, labels)
         shared = self._of_storage[value.storage]
@@ -197,31 +168,21 @@ class Walk:
         read = (value.index for op in self.graph.ops for value in op.inputs)
         return any(index in wanted for index in (*read, *(value.index for value in self.graph.outputs)))
 
+    def statistics(self, op: Op, labels: Labels, dims: Iterable[int]) -> None:
+        """Note that an operator takes statistics over some dimensions: zeros count in them."""
+        for dim in dims:
+            if (axis := labels.axes[dim]) is not None:
+                self.ledger.notice(axis.ids, op.index, f"{self.place(op)} takes statistics over it")
+
+    def across(self, op: Op, axis: Axis | None, groups: int) -> Axis | None:
+        """Couple the indices that are at the same place in each group, and return the labels of the first group."""
+        if axis is None:
+            return None
+        ids = axis.ids.reshape(groups, -1)
+        for other in ids[1:]:
+            self.ledger.couple(ids[0], other, op.index)
+        return Axis(ids[0], np.asarray(axis.zero.reshape(groups, -1).all(axis=0)))
+
     def place(self, op: Op) -> str:
         """An operator in words: its name and its module."""
         return f"{op.name} in {op.module}" if op.module else op.name
-
-
-def is_weight(value: Value) -> bool:
-    """Whether a value does not depend on the network's input."""
-    return value.kind in ("parameter", "buffer", "constant")
-
-
-@lru_cache(maxsize=4096)
-def _parameters(target: Any) -> tuple[tuple[str, Any], ...]:
-    return tuple((a.name, a.default_value if a.has_default_value() else None) for a in target._schema.arguments)
-
-
-def arguments(op: Op) -> dict[str, Any]:
-    """What an operator was called with, by the names of its schema, defaults filled in."""
-    named = _parameters(op.target)
-    found = dict(named)
-    found.update({name: value for (name, _), value in zip(named, op.args, strict=False)})
-    found.update(op.kwargs)
-    return found
-
-
-@lru_cache(maxsize=4096)
-def is_pointwise(target: Any) -> bool:
-    """Whether an operator works element by element, after broadcasting."""
-    return torch.Tag.pointwise in target.tags

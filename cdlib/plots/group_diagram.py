@@ -12,9 +12,7 @@ from typing import Literal
 
 from cdlib.errors import CdlibError, check_choice
 from cdlib.graph import Op, Value
-from cdlib.grouping.groups import Groups
-from cdlib.grouping.labels import Ids
-from cdlib.grouping.walk_state import arguments
+from cdlib.grouping import Groups, Ids, arguments
 
 Kind = Literal["stem", "accessory", "joint", "end"]
 

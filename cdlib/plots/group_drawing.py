@@ -10,7 +10,7 @@ from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 from cdlib.errors import CdlibError
-from cdlib.grouping.groups import Groups
+from cdlib.grouping import Groups
 from cdlib.plots.group_diagram import Diagram, Node, diagram
 from cdlib.plots.layering import Layout, layered
 

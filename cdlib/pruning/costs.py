@@ -19,8 +19,7 @@ from torch import nn
 from cdlib.complexity import lifetimes
 from cdlib.complexity.macs import macs_of
 from cdlib.graph import Value, map_tensors
-from cdlib.grouping.groups import Groups
-from cdlib.grouping.labels import Ids
+from cdlib.grouping import Groups, Ids
 
 RESOURCES = ("params", "macs", "activation_bytes")
 

@@ -16,7 +16,7 @@ from torch import nn
 from cdlib.data import Split
 from cdlib.errors import CdlibError, check_choice
 from cdlib.graph.tracing import ExampleInput
-from cdlib.grouping.groups import Groups, find_groups
+from cdlib.grouping import Groups, find_groups
 from cdlib.pruning.costs import Meter
 from cdlib.pruning.layer_widths import evenly
 from cdlib.pruning.saliency import MEASURES, check_ratio, scores, with_gradients

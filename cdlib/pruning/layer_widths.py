@@ -20,7 +20,7 @@ from torch import nn
 
 from cdlib.errors import CdlibError, check_choice
 from cdlib.graph.tracing import ExampleInput
-from cdlib.grouping.groups import Groups, find_groups
+from cdlib.grouping import Groups, find_groups
 from cdlib.pruning.costs import RESOURCES, Meter
 from cdlib.pruning.targets import Limits, Plan, check_whole, cut_to, take
 

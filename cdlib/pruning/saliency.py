@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from cdlib.data import Split
 from cdlib.data.batching import batches
 from cdlib.errors import CdlibError, check_choice
-from cdlib.grouping.groups import Group
+from cdlib.grouping import Group
 from cdlib.surgery.removal import copied
 from cdlib.torch_state import mask_name, tensors_of
 from cdlib.train.evaluation import device_of, logits_of

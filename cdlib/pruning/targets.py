@@ -15,7 +15,7 @@ from torch import nn
 from cdlib.complexity import profile
 from cdlib.errors import CdlibError, check_choice
 from cdlib.graph.tracing import ExampleInput
-from cdlib.grouping.groups import Groups
+from cdlib.grouping import Groups
 from cdlib.pruning.costs import RESOURCES, Meter
 from cdlib.pruning.saliency import check_ratio
 from cdlib.surgery.removal import cut, rewritten, slices_of

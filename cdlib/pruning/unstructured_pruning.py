@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from cdlib.errors import CdlibError, check_choice, unknown
 from cdlib.graph.tracing import ExampleInput, capture
-from cdlib.grouping.preconditions import check
+from cdlib.grouping import check
 from cdlib.pruning.saliency import check_ratio, generator
 from cdlib.pruning.targets import check_whole
 from cdlib.pruning.weight_masks import KINDS, layers_of, magnitudes, masks_of, put_on, take_off

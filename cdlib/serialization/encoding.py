@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from cdlib.errors import CdlibError, check_choice
 from cdlib.graph.tracing import ExampleInput, capture
-from cdlib.grouping.preconditions import check
+from cdlib.grouping import check
 from cdlib.pruning.unstructured_pruning import permanent
 from cdlib.pruning.weight_masks import layers_of, magnitudes, put_on
 from cdlib.serialization import sparse_formats as forms

@@ -16,7 +16,7 @@ from torch import nn
 
 from cdlib.errors import CdlibError
 from cdlib.graph.tracing import ExampleInput
-from cdlib.grouping.groups import find_groups
+from cdlib.grouping import find_groups
 from cdlib.models import RECIPE, build
 from cdlib.pruning.unstructured_pruning import permanent
 from cdlib.pruning.weight_masks import masked_in, put_on_like, refresh

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from cdlib.errors import CdlibError
-from cdlib.grouping.labels import Ids
+from cdlib.grouping import Ids
 from cdlib.surgery.removal import HISTORY
 from cdlib.surgery.rewriting.program import Rewritten
 from cdlib.torch_state import check_network, tensors_of

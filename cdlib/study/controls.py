@@ -14,7 +14,7 @@ import pandas as pd
 from torch import nn
 
 from cdlib.errors import CdlibError
-from cdlib.grouping.groups import Groups
+from cdlib.grouping import Groups
 from cdlib.pruning.costs import Meter
 
 

@@ -19,7 +19,7 @@ from cdlib import data, models, pruning, report, train
 from cdlib.complexity import profile
 from cdlib.data import Dataset
 from cdlib.errors import CdlibError, check_choice
-from cdlib.grouping.groups import find_groups
+from cdlib.grouping import find_groups
 from cdlib.serialization.encoding import FORMS, encode
 from cdlib.study import store
 from cdlib.study.runs import alone

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from cdlib.graph import map_tensors, tensors
 from cdlib.graph.tracing import ExampleInput
-from cdlib.grouping.groups import Drop, Groups, find_groups
+from cdlib.grouping import Drop, Groups, find_groups
 from cdlib.surgery import removal as subnet
 from cdlib.surgery.masked_reference import OtherCourse, masked
 

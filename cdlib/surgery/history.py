@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from cdlib.errors import CdlibError
 from cdlib.graph.tracing import ExampleInput
-from cdlib.grouping.labels import Ids
+from cdlib.grouping import Ids
 
 Entry = dict[str, Any]
 """One removal, see `note`."""

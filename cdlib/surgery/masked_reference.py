@@ -19,8 +19,7 @@ from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_mod
 from cdlib.errors import CdlibError
 from cdlib.graph import Op, Value, map_tensors, tensors
 from cdlib.graph.tracing import ExampleInput, in_mode, on_samples
-from cdlib.grouping.groups import Drop, Groups, find_groups
-from cdlib.grouping.labels import Flags
+from cdlib.grouping import Drop, Flags, Groups, find_groups
 from cdlib.surgery.prediction import Prediction
 from cdlib.surgery.removal import copied
 from cdlib.torch_state import tensors_of

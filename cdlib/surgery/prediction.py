@@ -13,8 +13,7 @@ from typing import Any
 import numpy as np
 
 from cdlib.graph import Graph, Op, Value, leaves
-from cdlib.grouping.labels import Flags
-from cdlib.grouping.walk_state import Walk, arguments
+from cdlib.grouping import Flags, Walk, arguments
 
 _SILENT = {"clone", "contiguous", "alias", "detach", "_to_copy", "as_strided_", "lift_fresh", "empty"}
 _SAME = {"_unsafe_view": "view", "reshape": "view", "split": "split_with_sizes", "_reshape_alias": "view"}

@@ -17,10 +17,7 @@ from torch import Tensor, nn
 
 from cdlib.errors import CdlibError
 from cdlib.graph.tracing import ExampleInput, one_sample, repeated, run
-from cdlib.grouping.groups import Drop, Groups, Key, find_groups
-from cdlib.grouping.labels import Flags, Ids
-from cdlib.grouping.preconditions import check_batch
-from cdlib.grouping.walk_state import Walk
+from cdlib.grouping import Drop, Flags, Groups, Ids, Key, Walk, check_batch, find_groups
 from cdlib.surgery.attributes import Guesses, adjust, own_tensors
 from cdlib.surgery.history import note
 from cdlib.surgery.prediction import Prediction, first_difference

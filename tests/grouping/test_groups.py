@@ -6,7 +6,7 @@ from torch.nn import functional as F
 
 import cdlib
 from cdlib import CdlibError, find_groups
-from cdlib.grouping.groups import Slice
+from cdlib.grouping import Slice
 
 IMAGE = torch.zeros(1, 3, 8, 8)
 

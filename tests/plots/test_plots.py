@@ -23,7 +23,7 @@ from torch import nn
 from cdlib import plots
 from cdlib.complexity import Profile, profile
 from cdlib.errors import CdlibError
-from cdlib.grouping.groups import Groups, find_groups
+from cdlib.grouping import Groups, find_groups
 from cdlib.plots.group_diagram import diagram
 from cdlib.plots.layering import GAP, LANE, layered
 

@@ -11,8 +11,7 @@ from torch import Tensor, nn
 
 import cdlib
 from cdlib import CdlibError
-from cdlib.grouping.groups import Group
-from cdlib.grouping.reach import share, units_in
+from cdlib.grouping import Group, parameter_share
 from cdlib.pruning.saliency import MEASURES, lowest, scores
 from cdlib.surgery.removal import slices_of
 
@@ -160,18 +159,18 @@ def test_the_share_of_the_parameters_is_that_of_all_slices() -> None:
     model = nn.Sequential(nn.Linear(2, 3), nn.Linear(3, 4), nn.Linear(4, 5))
     groups = cdlib.find_groups(model, torch.zeros(1, 2))
     total = 3 * 2 + 3 + 4 * 3 + 4 + 5 * 4 + 5
-    assert share(model, groups.prunable) == pytest.approx(1 - 5 / total)  # all but the last bias
-    assert share(model, [groups["0"]]) == pytest.approx((3 * 2 + 3 + 4 * 3) / total)
-    assert share(model, []) == 0 and share(nn.ReLU(), []) == 0
+    assert parameter_share(model, groups.prunable) == pytest.approx(1 - 5 / total)  # all but the last bias
+    assert parameter_share(model, [groups["0"]]) == pytest.approx((3 * 2 + 3 + 4 * 3) / total)
+    assert parameter_share(model, []) == 0 and parameter_share(nn.ReLU(), []) == 0
 
 
 def test_units_among_slices() -> None:
     model = nn.Sequential(nn.Conv2d(2, 32, 1), nn.PixelShuffle(2), nn.Conv2d(8, 3, 1))
     groups = cdlib.find_groups(model, IMAGE)
-    found = [units_in(groups[0], slices_of(groups, {groups[0].name: [1, 4, 6]}, round_to=n)) for n in (1, 2, 3, 8)]
+    found = [groups[0].units_in(slices_of(groups, {groups[0].name: [1, 4, 6]}, round_to=n)) for n in (1, 2, 3, 8)]
     assert found == [3, 2, 2, 0]
-    assert units_in(groups[1], {}) == 0
-    assert isinstance(units_in(groups[0], {groups[0].tensors[0]: np.array([0])}), int)
+    assert groups[1].units_in({}) == 0
+    assert isinstance(groups[0].units_in({groups[0].tensors[0]: np.array([0])}), int)
 
 
 @pytest.mark.parametrize("by", ["l1", "l2", "taylor"])

@@ -1,22 +1,18 @@
-"""What operators do to labels: how a rule is found, and the rule for operators that work element by element.
+"""What operators do to labels: how a rule is entered and found.
 
-A rule takes the walk, an operator and its named arguments, and returns the labels of its outputs. `rule_for` finds the
-rule, here or in the modules beside this one. Whether an operator turns zeros into zeros
-is not listed but tried, on a few numbers.
+A rule takes the walk, an operator and its named arguments, and returns the labels of its outputs. The modules beside
+this one enter theirs when they are imported, which `cdlib.grouping.rules` does.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from functools import lru_cache
+from collections.abc import Callable
 from typing import Any
 
-import numpy as np
-import torch
-
-from cdlib.graph import Op, Value, map_tensors, tensors
-from cdlib.grouping.labels import Axis, Flags, Labels, Problem
-from cdlib.grouping.walk_state import Walk, is_pointwise, is_weight
+from cdlib.graph import Op, Value
+from cdlib.grouping.labels import Labels
+from cdlib.grouping.ops import is_pointwise
+from cdlib.grouping.walk_state import Walk
 
 Rule = Callable[[Walk, Op, dict[str, Any]], Labels | list[Labels]]
 RULES: dict[str, Rule] = {}
@@ -38,7 +34,7 @@ def rule_for(op: Op) -> Rule:
     if name in RULES:
         return RULES[name]
     if is_pointwise(op.target):
-        return pointwise
+        return RULES["pointwise"]
     return RULES.get(name.rstrip("_"), no_rule)
 
 
@@ -55,101 +51,3 @@ def no_rule(walk: Walk, op: Op, args: dict[str, Any]) -> list[Labels]:
 def unlabelled(value: Value, why: str = "meets a dimension of fixed size") -> Labels:
     """The labels of a tensor that cannot change."""
     return Labels((None,) * len(value.shape), why)
-
-
-# Element by element.
-
-
-@rule("hardswish", "hardswish_", "hardtanh", "hardtanh_", "relu6", "prelu", "_prelu_kernel", "rrelu_with_noise")
-@rule("celu", "selu", "softplus", "hardshrink", "softshrink", "threshold", "masked_fill", "masked_fill_", "where")
-@rule("mish", "mish_", "leaky_relu", "leaky_relu_", "log_sigmoid_forward", "clamp", "clamp_", "glu_jvp", "lerp")
-def pointwise(walk: Walk, op: Op, args: dict[str, Any]) -> Labels | list[Labels]:
-    """Arithmetic, comparisons and activations, with broadcasting."""
-    labels = broadcast(walk, op, op.inputs, op.outputs[0].shape)
-    return [labels if value.shape == op.outputs[0].shape else unlabelled(value) for value in op.outputs]
-
-
-def broadcast(walk: Walk, op: Op, operands: Sequence[Value], shape: tuple[int, ...]) -> Labels:
-    """Couple the operands dimension by dimension, aligned at the last one; try whether zeros give zero."""
-    found = [walk.of(value) for value in operands]
-    if len(shape) > 1 and all(is_weight(value) for value in operands):
-        walk.asked_weights = True
-    axes: list[Axis | None] = []
-    for back in range(len(shape), 0, -1):
-        size = shape[-back]
-        here: list[tuple[Axis | None, str]] = []
-        flags: list[Flags] = []
-        for value, (own, why) in zip(operands, found, strict=True):
-            axis = own[-back] if len(own) >= back else None
-            same = len(own) >= back and value.shape[-back] == size
-            if same and value.kind == "parameter":  # first, since it is what makes channels, not a mask of it
-                here.insert(0, (axis, why))
-            elif same:
-                here.append((axis, why))
-            else:
-                walk.spread(axis, op)
-            none = axis is None or not same
-            flags.append(np.zeros(size, dtype=bool) if axis is None or none else axis.zero)
-        joined = walk.join(here, op)
-        axes.append(None if joined is None else joined.known(_zeros(walk, op, operands, joined, flags)))
-    return Labels(tuple(axes), next((why for _, why in found if why), ""))
-
-
-def _zeros(walk: Walk, op: Op, operands: Sequence[Value], axis: Axis, flags: list[Flags]) -> Flags:
-    """Where the result is zero, given where the operands are; positions where zero is lost are noted."""
-    codes = sum(flag.astype(np.int64) << k for k, flag in enumerate(flags))
-    zero = np.zeros(len(axis.ids), dtype=bool)
-    for code in np.unique(codes):
-        if code and is_zero(op, [bool(code >> k & 1) for k in range(len(flags))]):
-            zero |= codes == code
-    lost = (codes > 0) & ~zero
-    if lost.any():
-        walk.ledger.lost.append(Problem(axis.ids[lost], op.index, walk.place(op)))
-    return zero
-
-
-SAMPLES = (-1.7, -0.4, 0.3, 2.1, -0.9, 1.2)
-
-
-def is_zero(op: Op, zero: list[bool]) -> bool:
-    """Whether an operator gives zeros when some of its operands are zero, found by trying."""
-    operands = iter(zero)
-    kinds = iter(value.dtype for value in op.inputs)
-    args, kwargs = map_tensors(lambda value: _Given(next(operands), next(kinds)), (op.args, op.kwargs), Value)
-    try:
-        return _tried(op.target, _frozen(args), _frozen(kwargs))
-    except TypeError:  # an argument that cannot be a key: not worth knowing
-        return False
-
-
-class _Given(tuple[bool, torch.dtype]):
-    """Stands for an operand: whether it is zero, and its type."""
-
-    def __new__(cls, *content: Any) -> _Given:
-        return super().__new__(cls, content)
-
-
-@lru_cache(maxsize=4096)
-def _tried(target: Any, args: Any, kwargs: Any) -> bool:
-    count = iter(range(10**6))
-
-    def tensor(given: _Given) -> torch.Tensor:
-        zero, dtype = given
-        numbers = np.roll(SAMPLES, next(count))
-        numbers = np.maximum(numbers, 0) if dtype == torch.bool else numbers  # true and false
-        return torch.tensor(np.zeros(len(SAMPLES)) if zero else numbers).to(dtype)
-
-    try:
-        with torch.no_grad():
-            result = target(*map_tensors(tensor, args, _Given), **dict(map_tensors(tensor, kwargs, _Given)))
-    except Exception:
-        return False
-    return all(bool((part == 0).all()) for part in tensors(result))
-
-
-def _frozen(tree: Any) -> Any:
-    """Nested arguments as something that can be a key."""
-    if isinstance(tree, _Given) or not isinstance(tree, tuple | list | dict):
-        return tree
-    items = tree.items() if isinstance(tree, dict) else tree
-    return tuple(_frozen(item) for item in items)

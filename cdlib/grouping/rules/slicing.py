@@ -8,7 +8,8 @@ import numpy as np
 
 from cdlib.graph import Op, Value
 from cdlib.grouping.labels import Axis, Labels
-from cdlib.grouping.rules.registry import broadcast, rule
+from cdlib.grouping.rules.pointwise import broadcast
+from cdlib.grouping.rules.registry import rule
 from cdlib.grouping.walk_state import STRUCTURAL, Walk
 
 
@@ -56,6 +57,18 @@ def split(walk: Walk, op: Op, args: dict[str, Any]) -> list[Labels]:
         result.append(Labels((*axes[:dim], part, *axes[dim + 1 :]), why))
         start += value.shape[dim]
     return result
+
+
+@rule("glu")
+def glu(walk: Walk, op: Op, args: dict[str, Any]) -> Labels:
+    """The first half of a dimension times the sigmoid of the second half."""
+    axes, why = walk.of(op.inputs[0])
+    dim = args["dim"] % len(axes)
+    if (axis := axes[dim]) is None:
+        return Labels(axes, why)
+    half = len(axis.ids) // 2
+    walk.ledger.couple(axis.ids[:half], axis.ids[half:], op.index)
+    return Labels((*axes[:dim], axis.take(slice(half)), *axes[dim + 1 :]), why)
 
 
 @rule("cat", "concat", "concatenate")

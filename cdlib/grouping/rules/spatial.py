@@ -9,7 +9,7 @@ import numpy as np
 from cdlib.graph import Op
 from cdlib.grouping.labels import Axis, Labels
 from cdlib.grouping.rules.registry import rule, unlabelled
-from cdlib.grouping.rules.reshaping import fresh
+from cdlib.grouping.rules.reshape import fresh
 from cdlib.grouping.walk_state import STRUCTURAL, Walk
 
 

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from cdlib.errors import CdlibError
 from cdlib.graph.tracing import ExampleInput
-from cdlib.grouping.groups import find_groups
+from cdlib.grouping import find_groups
 from cdlib.pruning.oto.group_sparse import GroupSparse
 from cdlib.pruning.oto.units import Units
 from cdlib.pruning.saliency import check_ratio

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.linalg import vector_norm as norm
 
 from cdlib.errors import CdlibError
-from cdlib.grouping.groups import Groups
+from cdlib.grouping import Groups
 from cdlib.pruning.weight_masks import masks_of
 
 _BLOCK = 1 << 16  # elements

@@ -10,8 +10,7 @@ from torch import nn
 from cdlib.errors import CdlibError
 from cdlib.graph import Graph
 from cdlib.graph.tracing import ExampleInput, repeated, run
-from cdlib.grouping.labels import Ids
-from cdlib.grouping.reshape_choices import walk
+from cdlib.grouping import Ids, choose_reshapes
 from cdlib.surgery.prediction import Prediction
 from cdlib.surgery.rewriting.program import Rewritten
 from cdlib.surgery.rewriting.writer import NotPossible, Writer, inside
@@ -87,7 +86,7 @@ class Rewriter:
                 f"{type(self._model).__name__} has code that does not follow the new widths, and cannot be rewritten, "
                 f"since it does not run on {samples} samples ({type(error).__name__}: {line})."
             ) from error
-        done = walk(graph, self._training)
+        done = choose_reshapes(graph, self._training)
         return Prediction(done, gone(done, self._slices))
 
     def _affected(self, name: str) -> bool:

@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 
 from cdlib.graph import Op
 from cdlib.grouping.labels import Axis, Labels
-from cdlib.grouping.rules.registry import broadcast, rule, unlabelled
+from cdlib.grouping.rules.pointwise import broadcast
+from cdlib.grouping.rules.registry import rule, unlabelled
 from cdlib.grouping.walk_state import STRUCTURAL, Walk
 
 

@@ -1,0 +1,79 @@
+"""What convolutions do to labels: plain, depthwise and grouped ones, and each of them transposed."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from cdlib.graph import Op, Value
+from cdlib.grouping.labels import Axis, Labels
+from cdlib.grouping.rules.registry import rule
+from cdlib.grouping.walk_state import STRUCTURAL, Walk
+
+
+@rule("convolution")
+def convolution(walk: Walk, op: Op, args: dict[str, Any]) -> Labels:
+    """[N, C, ...] with weights [O, C / groups, ...] or, transposed, [C, O / groups, ...]."""
+    x, weight, groups = args["input"], args["weight"], args["groups"]
+    axes = walk.of(x).axes
+    for value in (x, weight):
+        walk.freeze(
+            walk.of(value), op.index, f"{STRUCTURAL}: positions in {walk.place(op)}", range(2, len(value.shape))
+        )
+    into, out = (0, 1) if args["transposed"] else (1, 0)
+    channels = x.shape[1]
+    if groups == 1:
+        walk.contract(op, x, 1, weight, into)
+        result = walk.emit(weight, out)
+    elif groups == channels:
+        result = _depthwise(walk, op, x, weight, bool(args["transposed"]))
+    else:
+        result = _grouped(walk, op, x, weight, groups, bool(args["transposed"]))
+    rest = [None] * (len(op.outputs[0].shape) - 2)
+    labels = Labels((axes[0], result, *rest), walk.of(x).why)
+    if isinstance(bias := args["bias"], Value):
+        own, why = walk.of(bias)
+        joined = walk.join([(result, walk.of(weight).why), (own[0], why)], op)
+        zero = result is not None and own[0] is not None and result.zero & own[0].zero
+        first = None if axes[0] is None else axes[0].known(False)
+        labels = Labels((first, None if joined is None else joined.known(zero), *rest), labels.why)
+    return labels
+
+
+def _depthwise(walk: Walk, op: Op, x: Value, weight: Value, transposed: bool) -> Axis | None:
+    """Every channel has filters of its own: it vanishes with them."""
+    axis, own = walk.of(x).axes[1], walk.of(weight)
+    times = op.outputs[0].shape[1] // x.shape[1]
+    if transposed:
+        filters = walk.join([(axis, walk.of(x).why), (walk.emit(weight, 0), own.why)], op)
+        walk.freeze(own, op.index, "is the number of filters per channel", [1])
+        if filters is None:
+            return None
+        zero = filters.zero if own.axes[0] is None else own.axes[0].zero
+        zero = zero | axis.zero if axis is not None else zero
+        return Axis(filters.ids.repeat(times), zero.repeat(times))
+    repeated = None if axis is None else Axis(axis.ids.repeat(times), axis.zero.repeat(times))
+    filters = walk.emit(weight, 0)
+    walk.freeze(own, op.index, "is the one channel that a filter reads", [1])
+    joined = walk.join([(repeated, walk.of(x).why), (filters, own.why)], op)
+    if joined is None:
+        return None
+    zeros = [a.zero for a in (repeated, filters) if a is not None]
+    return (filters or joined).known(np.logical_or.reduce(zeros))
+
+
+def _grouped(walk: Walk, op: Op, x: Value, weight: Value, groups: int, transposed: bool) -> Axis | None:
+    """The same local indices must vanish in every group, on both sides."""
+    axis, own = walk.of(x).axes[1], walk.of(weight)
+    local = walk.across(op, axis, groups)
+    if not transposed:
+        walk.contract_axes(op, (x, local), (weight, own.axes[1]))
+        result = walk.emit(weight, 0)
+        if (rows := walk.across(op, result, groups)) is None or result is None:
+            return None
+        return Axis(np.tile(rows.ids, groups), result.zero)
+    walk.contract_axes(op, (x, axis), (weight, own.axes[0]))
+    walk.across(op, own.axes[0], groups)
+    result = walk.emit(weight, 1)
+    return None if result is None else Axis(np.tile(result.ids, groups), np.tile(result.zero, groups))

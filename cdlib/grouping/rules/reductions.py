@@ -1,0 +1,110 @@
+"""What reductions and softmax do to labels. Whether zeros make a difference to a reduction is not listed but tried."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from cdlib.graph import Op
+from cdlib.grouping.labels import Labels
+from cdlib.grouping.ops import is_weight
+from cdlib.grouping.rules.pointwise import SAMPLES
+from cdlib.grouping.rules.registry import rule
+from cdlib.grouping.walk_state import Walk
+
+REDUCTIONS = [
+    "sum",
+    "mean",
+    "amax",
+    "amin",
+    "max",
+    "min",
+    "var",
+    "std",
+    "var_mean",
+    "std_mean",
+    "prod",
+    "norm",
+    "linalg_vector_norm",
+    "logsumexp",
+    "any",
+    "all",
+    "argmax",
+    "argmin",
+]
+
+
+@rule(*REDUCTIONS)
+def reduction(walk: Walk, op: Op, args: dict[str, Any]) -> list[Labels]:
+    """Sums, means, extremes: over dimensions that vanish only if zeros make no difference."""
+    x = op.inputs[0]
+    axes, why = walk.of(x)
+    over = reduced(len(axes), args)
+    if is_weight(x) and len(axes) > 1:
+        walk.asked_weights = True
+    for dim in over:
+        if (axis := axes[dim]) is None:
+            continue
+        if op.name.startswith("arg") or len(op.inputs) > 1 or (op.name in ("max", "min") and walk.used(op.outputs[1:])):
+            walk.ledger.freeze(axis.ids, op.index, f"{walk.place(op)} counts positions along it")
+        elif not ignores_zeros(op):
+            walk.ledger.notice(axis.ids, op.index, f"{walk.place(op)} takes statistics over it")
+        else:
+            walk.ledger.notice(axis.ids[~axis.zero], op.index, f"is not zero where {walk.place(op)} reads it")
+    kept = [
+        (None if dim in over else axis and axis.known(axis.zero & is_zero_reduced(op)))
+        for dim, axis in enumerate(axes)
+        if dim not in over or args.get("keepdim")
+    ]
+    return [Labels(tuple(kept) if len(kept) == len(v.shape) else (None,) * len(v.shape), why) for v in op.outputs]
+
+
+def reduced(rank: int, args: dict[str, Any]) -> list[int]:
+    """The dimensions over which an operator reduces: all of them when none is named."""
+    dim = args.get("dim")
+    dims = [dim] if isinstance(dim, int) else list(dim or [])
+    return [d % rank for d in dims] if dims else list(range(rank))
+
+
+def _reduce(op: Op, numbers: Sequence[float]) -> Any:
+    values = {"dim": [0], "keepdim": False}
+    named = {a.name: a.type for a in op.target._schema.arguments}
+    kwargs: dict[str, Any] = {}
+    for (name, kind), arg in zip(list(named.items())[1:], [*op.args[1:], *[None] * len(named)], strict=False):
+        given = op.kwargs.get(name, arg)
+        if name in values:
+            kwargs[name] = 0 if name == "dim" and str(kind) == "int" else values[name]
+        elif given is not None:
+            kwargs[name] = given
+    dtype = op.inputs[0].dtype
+    result = op.target(torch.tensor(numbers, dtype=torch.float64).to(dtype), **kwargs)
+    return result[0] if isinstance(result, tuple) else result
+
+
+def ignores_zeros(op: Op) -> bool:
+    """Whether a reduction gives the same with zeros appended, found by trying."""
+    try:
+        for numbers in (SAMPLES, [abs(n) for n in SAMPLES], [-abs(n) for n in SAMPLES]):
+            if not torch.allclose(_reduce(op, numbers), _reduce(op, [*numbers, 0.0, 0.0])):
+                return False
+        return True
+    except Exception:
+        return False
+
+
+def is_zero_reduced(op: Op) -> bool:
+    """Whether a reduction of zeros is zero, found by trying."""
+    try:
+        return bool((_reduce(op, [0.0] * 4) == 0).all())
+    except Exception:
+        return False
+
+
+@rule("_softmax", "_log_softmax", "softmax", "log_softmax")
+def softmax(walk: Walk, op: Op, args: dict[str, Any]) -> Labels:
+    """A softmax shares out 1 among all indices: fewer of them change the others."""
+    axes, why = walk.of(op.inputs[0])
+    walk.statistics(op, Labels(axes, why), [args["dim"] % len(axes)])
+    return Labels(tuple(axis and axis.known(False) for axis in axes), why)

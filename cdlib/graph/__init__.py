@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from cdlib.graph.recorder import Recorder, once
-from cdlib.graph.tracing import ExampleInput, capture, in_mode, on_samples, one_sample, repeated, run
-from cdlib.graph.types import Call, Graph, Kind, Op, Value, leaves, map_tensors, moved_after, tensors
+from cdlib.graph.inputs import ExampleInput, Inputs, on_samples, one_sample, repeated
+from cdlib.graph.recorder import Recorder
+from cdlib.graph.tracing import capture, in_mode, run
+from cdlib.graph.trees import leaves, map_tensors, once, tensors
+from cdlib.graph.types import Call, Graph, Kind, Op, Value, moved_after
 
 __all__ = [
     "Call",
     "ExampleInput",
     "Graph",
+    "Inputs",
     "Kind",
     "Op",
     "Recorder",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -10,7 +9,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
-from cdlib.graph.types import Call, Graph, Kind, Op, Value, leaves, map_tensors, tensors
+from cdlib.graph.inputs import Inputs
+from cdlib.graph.trees import leaves, map_tensors, tensors
+from cdlib.graph.types import Call, Graph, Kind, Op, Value
 
 
 class Recorder(TorchDispatchMode):
@@ -56,11 +57,11 @@ class Recorder(TorchDispatchMode):
 
     # Tensors.
 
-    def enter_inputs(self, args: tuple[Any, ...]) -> tuple[Any, ...]:
+    def enter_inputs(self, inputs: Inputs) -> Inputs:
         """Return what to call the network with: copies of its arguments, of shapes only or of numbers too."""
-        args = map_tensors(once(_to_meta if self.graph.on_meta else torch.clone), args)
-        self.graph.inputs = tuple(dict.fromkeys(self._new(t, "input") for t in tensors(args)))
-        return args
+        inputs = inputs.map(_to_meta if self.graph.on_meta else torch.clone)
+        self.graph.inputs = tuple(dict.fromkeys(self._new(t, "input") for t in tensors(inputs)))
+        return inputs
 
     def value(self, t: Tensor) -> Value:
         """Return the value that stands for a tensor."""
@@ -191,18 +192,6 @@ def _key(tree: Any) -> Any:
     if isinstance(tree, dict):
         return tuple((name, _key(item)) for name, item in tree.items())
     return type(tree), tree
-
-
-def once(function: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
-    """The same function, which gives the same tensor again for a tensor that it has seen."""
-    done: dict[int, Tensor] = {}
-
-    def once(t: Tensor) -> Tensor:
-        if id(t) not in done:
-            done[id(t)] = function(t)
-        return done[id(t)]
-
-    return once
 
 
 def _to_meta(t: Tensor) -> Tensor:

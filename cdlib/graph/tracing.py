@@ -12,27 +12,35 @@ Fused attention (`scaled_dot_product_attention`) is kept as one operator, as the
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import Any
 from unittest import mock
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.nn import functional as F
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 
 from cdlib.errors import CdlibError
-from cdlib.graph.recorder import Recorder, once
-from cdlib.graph.types import Graph, map_tensors, tensors
+from cdlib.graph.inputs import ExampleInput, Inputs, on_samples, one_sample, repeated
+from cdlib.graph.recorder import Recorder
+from cdlib.graph.trees import tensors
+from cdlib.graph.types import Graph
 
-ExampleInput = Tensor | Sequence[Any]
+__all__ = ["ExampleInput", "capture", "in_mode", "on_samples", "one_sample", "repeated", "run"]
 
 _HOOKS = set(vars(nn.Module())) - {"_parameters", "_buffers", "_modules"}
 """What every module keeps for hooks and settings: many, nearly always empty, and nothing that a forward writes to."""
 
 
-def capture(model: nn.Module, example_input: ExampleInput, *, batch_dim: int | None = 0) -> Graph:
+def capture(
+    model: nn.Module,
+    example_input: ExampleInput,
+    *,
+    kwargs: Mapping[str, Any] | None = None,
+    batch_dim: int | None = 0,
+) -> Graph:
     """Run `model` once on one sample of `example_input` and return what ran.
 
     Parameters
@@ -40,7 +48,10 @@ def capture(model: nn.Module, example_input: ExampleInput, *, batch_dim: int | N
     model : nn.Module
         Any network. It is run in evaluation mode without gradients and left as it was found.
     example_input : tensor or tuple
-        What the network is called with: a tensor, or a tuple of its positional arguments.
+        What the network is called with: a tensor, or a tuple of its positional arguments (tensors, numbers, None,
+        dictionaries, lists of them).
+    kwargs : dict, optional
+        Its arguments by name, likewise.
     batch_dim : int or None, default 0
         The dimension that counts samples. Every tensor as long there as the first one is cut to one sample. None: the
         input has no such dimension and is taken whole.
@@ -57,87 +68,36 @@ def capture(model: nn.Module, example_input: ExampleInput, *, batch_dim: int | N
     if not isinstance(model, nn.Module):
         raise CdlibError(f"model is {type(model).__name__!r}, not a torch.nn.Module; pass the network itself.")
     model = getattr(model, "_orig_mod", model)  # torch.compile wraps the network that we want to see
-    args = one_sample(example_input, batch_dim)
-    graph, error = run(model, args, on_meta=True)
+    inputs = Inputs.of(example_input, kwargs, batch_dim).one_sample()
+    graph, error = run(model, inputs, on_meta=True)
     if error is not None and not any(t.is_meta for t in [*model.parameters(), *model.buffers()]):
-        graph, error = run(model, args, on_meta=False)
+        graph, error = run(model, inputs, on_meta=False)
     if error is not None:
-        raise _failure(model, args, batch_dim, error) from error
+        raise _failure(model, inputs, error) from error
     return graph
 
 
-def one_sample(example_input: ExampleInput, batch_dim: int | None) -> tuple[Any, ...]:
-    """Return the arguments of a network for the first sample of an input.
-
-    Raises
-    ------
-    CdlibError
-        If the input is no tensor or tuple, or has no such dimension.
-    """
-    args = (example_input,) if isinstance(example_input, Tensor) else example_input
-    if not isinstance(args, tuple | list) or not tensors(args):
-        raise CdlibError(
-            f"example_input is {type(example_input).__name__!r}; pass a tensor, or a tuple of the network's arguments."
-        )
-    if batch_dim is not None and type(batch_dim) is not int:
-        raise CdlibError(f"batch_dim={batch_dim!r}: give the number of a dimension of the input, or None.")
-    first = tensors(args)[0]
-    if batch_dim is None or first.dim() == 0:
-        return tuple(args)
-    if not -first.dim() <= batch_dim < first.dim():
-        raise CdlibError(f"batch_dim={batch_dim} is no dimension of an input of shape {tuple(first.shape)}.")
-    if first.shape[batch_dim] == 0:
-        raise CdlibError(f"example_input of shape {tuple(first.shape)} holds no sample; pass at least one.")
-    return on_samples(lambda t: t.narrow(batch_dim, 0, 1), tuple(args), batch_dim)
-
-
-def on_samples(change: Callable[[Tensor], Tensor], args: tuple[Any, ...], batch_dim: int) -> tuple[Any, ...]:
-    """Return arguments of a network with a change made to the tensors that are as long as the first in `batch_dim`."""
-    samples = tensors(args)[0].shape[batch_dim]
-
-    def changed(t: Tensor) -> Tensor:
-        has_batch = -t.dim() <= batch_dim < t.dim() and t.shape[batch_dim] == samples
-        return change(t) if has_batch else t
-
-    return tuple(map_tensors(once(changed), args))
-
-
-def repeated(example_input: ExampleInput, batch_dim: int | None, samples: int) -> tuple[Any, ...]:
-    """Return the arguments of a network for the first sample of an input several times.
-
-    Raises
-    ------
-    CdlibError
-        As `one_sample`.
-    """
-    args = one_sample(example_input, batch_dim)
-    if batch_dim is None or tensors(args)[0].dim() == 0:
-        return args
-    return on_samples(lambda t: torch.cat([t] * samples, batch_dim), args, batch_dim)
-
-
-def _failure(model: nn.Module, args: tuple[Any, ...], batch_dim: int | None, error: Exception) -> CdlibError:
-    shapes = ", ".join(str(tuple(a.shape)) for a in tensors(args))
+def _failure(model: nn.Module, inputs: Inputs, error: Exception) -> CdlibError:
+    shapes = ", ".join(str(tuple(t.shape)) for t in tensors(inputs))
     lines = str(error).strip().splitlines() or ["no message"]
-    hint = "" if batch_dim is None else f" (one sample, cut along dimension {batch_dim}; batch_dim=None keeps it whole)"
+    dim = inputs.batch_dim
+    hint = "" if dim is None else f" (one sample, cut along dimension {dim}; batch_dim=None keeps it whole)"
     return CdlibError(
         f"{type(model).__name__} cannot run on an input of shape {shapes}{hint}: {type(error).__name__}: {lines[0]}. "
         "Check the shape and type of the input, and that the network runs on it."
     )
 
 
-def run(
-    model: nn.Module, args: tuple[Any, ...], *, on_meta: bool, training: bool = False
-) -> tuple[Graph, Exception | None]:
+def run(model: nn.Module, inputs: Inputs, *, on_meta: bool, training: bool = False) -> tuple[Graph, Exception | None]:
     """Run a network once, and return what ran and what it raised, if it did not come to its end.
 
     With `training`, every module is in training mode meanwhile.
     """
     recorder = Recorder(model, on_meta)
     try:
-        args = recorder.enter_inputs(args)
+        inputs = recorder.enter_inputs(inputs)
         with in_mode(model, recorder, training), recorder:
-            outputs = model(*args)
+            outputs = inputs.call(model)
         recorder.graph.outputs = tuple(recorder.value(t) for t in tensors(outputs))
     except Exception as error:
         return recorder.graph, error

@@ -7,19 +7,20 @@ in a way of its own.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass, field, is_dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
+from cdlib.graph.trees import Leaf, leaves, map_tensors
+
 Kind = Literal["input", "parameter", "buffer", "constant", "activation"]
 
 
 @dataclass(frozen=True, eq=False)
-class Value:
+class Value(Leaf):
     """A tensor that takes part in the run.
 
     Attributes
@@ -141,46 +142,6 @@ class Graph:
     constants: dict[int, Tensor] = field(default_factory=dict)
     on_meta: bool = True
     failed_in: str | None = None
-
-
-def leaves(tree: Any) -> list[Any]:
-    """Everything inside nested tuples, lists, dictionaries and dataclasses, in order."""
-    found: list[Any] = []
-    _collect(tree, found)
-    return found
-
-
-def _collect(tree: Any, found: list[Any]) -> None:
-    if isinstance(tree, dict):
-        tree = tree.values()
-    elif is_dataclass(tree) and not isinstance(tree, (type, Value)):
-        tree = vars(tree).values()
-    elif not isinstance(tree, (tuple, list)):
-        found.append(tree)
-        return
-    for item in tree:
-        _collect(item, found)
-
-
-def tensors(tree: Any) -> list[Tensor]:
-    """The tensors among the `leaves`, in order."""
-    return [leaf for leaf in leaves(tree) if isinstance(leaf, Tensor)]
-
-
-def map_tensors(function: Callable[[Any], Any], tree: Any, kind: type | tuple[type, ...] = Tensor) -> Any:
-    """The same nest of tuples, lists and dictionaries with `function` applied to its tensors (or leaves of `kind`).
-
-    PyTorch's own tree functions know many more containers and took a third of the time of a capture.
-    """
-    if isinstance(tree, kind):
-        return function(tree)
-    if isinstance(tree, tuple) and hasattr(tree, "_fields"):
-        return type(tree)(*(map_tensors(function, item, kind) for item in tree))
-    if isinstance(tree, tuple | list):
-        return type(tree)(map_tensors(function, item, kind) for item in tree)
-    if isinstance(tree, dict):
-        return {key: map_tensors(function, item, kind) for key, item in tree.items()}
-    return tree
 
 
 def moved_after(graph: Graph, other: Graph) -> Graph:

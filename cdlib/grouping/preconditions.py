@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from cdlib.errors import CdlibError
-from cdlib.graph import Graph, tensors
+from cdlib.graph import Graph, Inputs, tensors
 from cdlib.graph.tracing import ExampleInput, repeated, run
 
 
@@ -87,7 +87,7 @@ def training_run(model: nn.Module, graph: Graph, example_input: ExampleInput, ba
     return training if error is None and unused & _weights(training) else None
 
 
-def check_batch(model: nn.Module, graph: Graph, args: tuple[Any, ...]) -> None:
+def check_batch(model: nn.Module, graph: Graph, args: Inputs) -> None:
     """Raise if a network uses other weights for several samples (`args`) than for one (`graph`).
 
     Raises

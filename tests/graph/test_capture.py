@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import nn
@@ -148,3 +150,27 @@ def test_refuses_what_the_network_cannot_run_on(example: object, message: str) -
 def test_refuses_what_is_no_network() -> None:
     with pytest.raises(cdlib.CdlibError, match="not a torch.nn.Module"):
         cdlib.profile(torch.relu, torch.ones(1, 2))  # type: ignore[arg-type]
+
+
+class Named(nn.Module):
+    """Takes a tensor by name, a dictionary, a nest, a number and None."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(4, 6)
+
+    def forward(self, x: dict[str, torch.Tensor], scale: float, *, bias: list[Any], mask: object = None) -> Any:
+        assert mask is None
+        return self.linear(x["x"]) * scale + bias[0][1]
+
+
+def test_arguments_may_be_nested_and_given_by_name() -> None:
+    x, bias = torch.randn(3, 4), torch.randn(3, 6)
+    graph = capture(Named(), ({"x": x}, 2.5), kwargs={"bias": [(None, bias)], "mask": None})
+    assert [v.shape for v in graph.inputs] == [(1, 4), (1, 6)] and graph.outputs[0].shape == (1, 6)
+    assert graph.calls[-1].inputs[1]["bias"][0][1] is graph.inputs[1]
+    assert capture(nn.Linear(4, 6), (), kwargs={"input": x}).outputs[0].shape == (1, 6)
+    with pytest.raises(cdlib.CdlibError, match="kwargs is 'list'; pass a dict"):
+        capture(Named(), x, kwargs=[bias])  # type: ignore[arg-type]
+    with pytest.raises(cdlib.CdlibError, match=r"those by name in kwargs"):
+        capture(Named(), {"x": x})  # type: ignore[arg-type]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 from torch import nn
 
@@ -31,7 +30,7 @@ class Rewriter:
         self._training = training
         self._recorded: list[Prediction] = []
         self._done: set[str] = set()
-        self.args: tuple[Any, ...] = ()
+        self.args = repeated(example_input, batch_dim, 2)
 
     @property
     def prediction(self) -> Prediction:
@@ -76,7 +75,6 @@ class Rewriter:
         from cdlib.surgery.removal import gone
 
         args = repeated(self._input, self._batch_dim, samples)
-        self.args = self.args or args
         graph, error = run(self._model, args, on_meta=True)
         if error is not None:
             graph, error = run(self._model, args, on_meta=False)

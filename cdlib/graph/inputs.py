@@ -1,0 +1,121 @@
+"""What a network is called with: its arguments, and which dimension of them counts samples."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from cdlib.errors import CdlibError
+from cdlib.graph.trees import map_tensors, once, tensors
+
+ExampleInput = Tensor | Sequence[Any]
+"""A tensor, or a tuple of positional arguments: tensors, numbers, None, dictionaries, lists of them."""
+
+
+@dataclass(frozen=True, eq=False)
+class Inputs:
+    """The arguments of a call of a network.
+
+    Attributes
+    ----------
+    args : tuple
+        The positional ones.
+    kwargs : dict
+        Those by name.
+    batch_dim : int or None
+        The dimension that counts samples in every tensor that is as long there as the first one; None if there is no
+        such dimension.
+    """
+
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    batch_dim: int | None
+
+    @classmethod
+    def of(
+        cls, example_input: ExampleInput, kwargs: Mapping[str, Any] | None = None, batch_dim: int | None = 0
+    ) -> Inputs:
+        """Return what a user gave as the input of a network.
+
+        Raises
+        ------
+        CdlibError
+            If it is no tensor or tuple, holds no tensor or no sample, or has no such dimension.
+        """
+        if kwargs is not None and not (isinstance(kwargs, Mapping) and all(isinstance(key, str) for key in kwargs)):
+            raise CdlibError(f"kwargs is {type(kwargs).__name__!r}; pass a dict of the network's arguments by name.")
+        args: Any = (example_input,) if isinstance(example_input, Tensor) else example_input
+        if not isinstance(args, tuple | list) or not tensors((args, kwargs)):
+            raise CdlibError(
+                f"example_input is {type(example_input).__name__!r}; pass a tensor, or a tuple of the network's "
+                "arguments (those by name in kwargs)."
+            )
+        inputs = cls(tuple(args), {**(kwargs or {})}, batch_dim)
+        if batch_dim is not None and type(batch_dim) is not int:
+            raise CdlibError(f"batch_dim={batch_dim!r}: give the number of a dimension of the input, or None.")
+        first = tensors(inputs)[0]
+        if batch_dim is not None and first.dim():
+            if not -first.dim() <= batch_dim < first.dim():
+                raise CdlibError(f"batch_dim={batch_dim} is no dimension of an input of shape {tuple(first.shape)}.")
+            if first.shape[batch_dim] == 0:
+                raise CdlibError(f"example_input of shape {tuple(first.shape)} holds no sample; pass at least one.")
+        return inputs
+
+    @property
+    def count(self) -> int | None:
+        """How many samples they are; None if nothing counts them."""
+        first = tensors(self)[0]
+        return None if self.batch_dim is None or not first.dim() else first.shape[self.batch_dim]
+
+    def map(self, function: Callable[[Tensor], Tensor]) -> Inputs:
+        """The same with every tensor changed; one that is given twice stays one."""
+        args, kwargs = map_tensors(once(function), (self.args, self.kwargs))
+        return replace(self, args=args, kwargs=kwargs)
+
+    def samples(self) -> Iterator[Inputs]:
+        """The arguments for each sample alone."""
+        for k in range(self.count or 1):
+            yield self._on_samples(partial(torch.narrow, dim=self.batch_dim, start=k, length=1))
+
+    def one_sample(self) -> Inputs:
+        """The arguments for the first sample."""
+        return next(self.samples())
+
+    def repeated(self, samples: int) -> Inputs:
+        """The arguments for the first sample several times."""
+        return self.one_sample()._on_samples(lambda t: torch.cat([t] * samples, self.batch_dim or 0))
+
+    def call(self, model: nn.Module) -> Any:
+        """What a network returns for them."""
+        return model(*self.args, **self.kwargs)
+
+    def _on_samples(self, change: Callable[[Tensor], Tensor]) -> Inputs:
+        if self.count is None:
+            return self
+        return self.map(lambda t: change(t) if self._counts(t) else t)
+
+    def _counts(self, t: Tensor) -> bool:
+        dim = self.batch_dim
+        return dim is not None and -t.dim() <= dim < t.dim() and t.shape[dim] == self.count
+
+
+def one_sample(example_input: ExampleInput, batch_dim: int | None, kwargs: Mapping[str, Any] | None = None) -> Inputs:
+    """Return the arguments of a network for the first sample of an input."""
+    return Inputs.of(example_input, kwargs, batch_dim).one_sample()
+
+
+def repeated(
+    example_input: ExampleInput, batch_dim: int | None, samples: int, kwargs: Mapping[str, Any] | None = None
+) -> Inputs:
+    """Return the arguments of a network for the first sample of an input several times."""
+    return Inputs.of(example_input, kwargs, batch_dim).repeated(samples)
+
+
+def on_samples(change: Callable[[Tensor], Tensor], args: tuple[Any, ...], batch_dim: int) -> tuple[Any, ...]:
+    """Return arguments of a network with a change made to the tensors that are as long as the first in `batch_dim`."""
+    return Inputs(args, {}, batch_dim)._on_samples(change).args

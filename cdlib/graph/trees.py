@@ -1,0 +1,65 @@
+"""Nests of tuples, lists and dictionaries, as networks take and return them: what is inside, and the same nest anew."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import is_dataclass
+from typing import Any
+
+from torch import Tensor
+
+
+class Leaf:
+    """What is not looked into, though it is a dataclass."""
+
+
+def leaves(tree: Any) -> list[Any]:
+    """Everything inside nested tuples, lists, dictionaries and dataclasses, in order."""
+    found: list[Any] = []
+    _collect(tree, found)
+    return found
+
+
+def _collect(tree: Any, found: list[Any]) -> None:
+    if isinstance(tree, dict):
+        tree = tree.values()
+    elif is_dataclass(tree) and not isinstance(tree, (type, Leaf)):
+        tree = vars(tree).values()
+    elif not isinstance(tree, (tuple, list)):
+        found.append(tree)
+        return
+    for item in tree:
+        _collect(item, found)
+
+
+def tensors(tree: Any) -> list[Tensor]:
+    """The tensors among the `leaves`, in order."""
+    return [leaf for leaf in leaves(tree) if isinstance(leaf, Tensor)]
+
+
+def map_tensors(function: Callable[[Any], Any], tree: Any, kind: type | tuple[type, ...] = Tensor) -> Any:
+    """The same nest of tuples, lists and dictionaries with `function` applied to its tensors (or leaves of `kind`).
+
+    PyTorch's own tree functions know many more containers and took a third of the time of a capture.
+    """
+    if isinstance(tree, kind):
+        return function(tree)
+    if isinstance(tree, tuple) and hasattr(tree, "_fields"):
+        return type(tree)(*(map_tensors(function, item, kind) for item in tree))
+    if isinstance(tree, tuple | list):
+        return type(tree)(map_tensors(function, item, kind) for item in tree)
+    if isinstance(tree, dict):
+        return {key: map_tensors(function, item, kind) for key, item in tree.items()}
+    return tree
+
+
+def once(function: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+    """The same function, which gives the same tensor again for a tensor that it has seen."""
+    done: dict[int, Tensor] = {}
+
+    def once(t: Tensor) -> Tensor:
+        if id(t) not in done:
+            done[id(t)] = function(t)
+        return done[id(t)]
+
+    return once

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from cdlib.models.architectures import BOOK, check_drop_path, set_stem
+from cdlib.models.architectures import BOOK, check_drop_path, reinitialised, set_stem
 from cdlib.models.by_name import RECIPE, build, names, options
 
 __all__ = [
@@ -12,5 +12,6 @@ __all__ = [
     "check_drop_path",
     "names",
     "options",
+    "reinitialised",
     "set_stem",
 ]

@@ -8,11 +8,13 @@ are left to `cdlib.models`.
 
 from __future__ import annotations
 
+import copy
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Literal
 
+import torch
 import torchvision.models as zoo
 from torch import nn
 from torchvision.models.convnext import CNBlockConfig, ConvNeXt
@@ -164,6 +166,34 @@ BOOK: dict[str, Callable[..., nn.Module]] = {
     "mobilenet_mini": mobilenet_mini,
     "convnext_mini": convnext_mini,
 }
+
+
+def reinitialised(model: nn.Module, seed: int, mode: Literal["fan_in", "fan_out"] = "fan_in") -> nn.Module:
+    """Return a copy of a network with weights drawn anew, for the widths that its layers have now.
+
+    As the book's networks are built: He-normal weights of convolutions and linear layers, N(0, 0.01) if the last module
+    is linear, zero biases; every other layer as its `reset_parameters` does it (norms start over). Parameters that
+    belong to no such layer keep their values.
+
+    Parameters
+    ----------
+    model : nn.Module
+    seed : int
+        Of the weights. torch's global generator is left as it was.
+    mode : "fan_in" or "fan_out", default "fan_in"
+        Which side's width decides about the variance, 2 over its number of weights.
+
+    References
+    ----------
+    He et al. (2015), arXiv:1502.01852.
+    """
+    network = copy.deepcopy(model)
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        for module in network.modules():
+            if callable(reset := getattr(module, "reset_parameters", None)):
+                reset()
+        return _initialised(network, mode)
 
 
 def set_stem(parent: nn.Module, stem: int, in_channels: int = 3) -> None:

@@ -1,4 +1,4 @@
-"""How far a test set's verdict on an accuracy, or on two, can be trusted.
+"""How far a verdict on an accuracy, or on two, can be trusted: from one test set, or from runs with several seeds.
 
 Only the statistics: what is measured and compared is `cdlib.report`'s matter.
 """
@@ -6,8 +6,10 @@ Only the statistics: what is measured and compared is `cdlib.report`'s matter.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 
+import numpy as np
 from torch import Tensor
 
 from cdlib.errors import CdlibError
@@ -126,3 +128,75 @@ def wilson(successes: int, trials: int, level: float = 0.95) -> tuple[float, flo
         )
     interval = binomtest(successes, trials).proportion_ci(level, method="wilson")
     return float(interval.low), float(interval.high)
+
+
+@dataclass(frozen=True)
+class MeanDifference:
+    """By how much the mean of some runs is above that of others, with the ends of its interval.
+
+    Attributes
+    ----------
+    mean : float
+        Of the first runs minus that of the second.
+    low, high : float
+        The interval; NaN where there were too few runs for one.
+    """
+
+    mean: float
+    low: float
+    high: float
+
+    @property
+    def verdict(self) -> str:
+        """In words: better than, worse than, or not to be told from (if the interval holds zero or there is none)."""
+        return "better than" if self.low > 0 else "worse than" if self.high < 0 else "not to be told from"
+
+    def __str__(self) -> str:
+        ends = "" if math.isnan(self.low) else f" ({self.low:+.1f} to {self.high:+.1f})"
+        return f"{self.mean:+.1f}{ends}"
+
+
+def mean_difference(
+    one: Iterable[float], other: Iterable[float], *, paired: bool = False, level: float = 0.95
+) -> MeanDifference:
+    """Compare the means of two methods over their seeds by a t-interval.
+
+    Parameters
+    ----------
+    one, other : iterable of float
+        A value per run, for example accuracies in percent. Two of each make an interval, fewer only a difference.
+    paired : bool, default False
+        Whether `one` and `other` come in pairs that share what chance did, a seed or a trained network: then the
+        interval is that of the mean of the differences. Otherwise it is Welch's, which lets the spreads differ.
+    level : float, default 0.95
+        The share of such intervals that hold the true difference.
+
+    Returns
+    -------
+    MeanDifference
+
+    Raises
+    ------
+    CdlibError
+        If one of them is empty, the pairs do not come out, or the level is not between 0 and 1.
+
+    References
+    ----------
+    Welch (1947), Biometrika 34: 28-35.
+    """
+    from scipy.stats import t
+
+    a, b = (np.asarray(list(values), dtype=float) for values in (one, other))
+    if not (len(a) and len(b) and 0 < level < 1) or (paired and len(a) != len(b)):
+        raise CdlibError(
+            f"{len(a)} runs against {len(b)} at level {level}: give at least one of each, as many of both if they are "
+            "paired, and 0 < level < 1."
+        )
+    mean = float(a.mean() - b.mean())
+    if min(len(a), len(b)) < 2:
+        return MeanDifference(mean, math.nan, math.nan)
+    variances = [part.var(ddof=1) / len(part) for part in ([a - b] if paired else [a, b])]
+    freedom = [len(a) - 1, len(b) - 1]
+    squares = sum(value**2 / n for value, n in zip(variances, freedom, strict=False))
+    half = t.ppf((1 + level) / 2, sum(variances) ** 2 / squares) * sum(variances) ** 0.5 if squares else 0.0
+    return MeanDifference(mean, float(mean - half), float(mean + half))

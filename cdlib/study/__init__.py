@@ -1,1 +1,23 @@
-"""The study: `run` does an experiment once, `store` keeps and lists what came of it, `controls` compares."""
+"""The study: `run` does an experiment once, `recorded` reads what came of it, `above` compares with uniform widths."""
+
+from __future__ import annotations
+
+from cdlib.study.baseline import int8_linears, train_and_compress
+from cdlib.study.controls import above, recounted, uniform_line
+from cdlib.study.runs import run
+from cdlib.study.store import folder
+from cdlib.study.tables import described, networks, recorded, summary
+
+__all__ = [
+    "above",
+    "described",
+    "folder",
+    "int8_linears",
+    "networks",
+    "recorded",
+    "recounted",
+    "run",
+    "summary",
+    "train_and_compress",
+    "uniform_line",
+]

@@ -55,6 +55,25 @@ def above(cases: pd.DataFrame, line: pd.DataFrame, cost: str) -> pd.Series:
     return (100 * (cases["accuracy"].astype(float) - there)).where(at.between(points.index[0], points.index[-1]))
 
 
+def uniform_line(runs: pd.DataFrame) -> pd.DataFrame:
+    """Return those of the recorded runs of a network that make its line: uniform widths, and the dense network.
+
+    Parameters
+    ----------
+    runs : DataFrame
+        Of one network, as `cdlib.study.recorded` returns them.
+
+    Returns
+    -------
+    DataFrame
+        Its rows that were trained once and for the epochs of the recipe, with no floor under the widths.
+    """
+    plain = runs["method.name"].isin(["dense", "uniform_width"])
+    for option in ("fine_tune.epochs", "budget", "min_width"):
+        plain &= runs[f"method.{option}"].isna()
+    return runs[plain]
+
+
 def recounted(model: nn.Module, groups: Groups, widths: Mapping[str, float]) -> dict[str, int]:
     """Return what a network costs whose groups were cut to some widths: a record keeps the widths, not every count.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from cdlib.train.batch_norm import recalibrated
 from cdlib.train.evaluation import Evaluation, checked, device_of, evaluate, evaluating, logits_of
 from cdlib.train.fitting import Fit, fit
 from cdlib.train.recipe import Recipe, learning_rate
@@ -17,4 +18,5 @@ __all__ = [
     "fit",
     "learning_rate",
     "logits_of",
+    "recalibrated",
 ]

@@ -14,7 +14,7 @@ from torch import nn
 
 import cdlib
 from cdlib import CdlibError, models
-from cdlib.models.architectures import BOOK
+from cdlib.models import BOOK, reinitialised
 
 MINIS = ("alexnet_mini", "vgg_mini", "resnet_mini", "mobilenet_mini", "convnext_mini")
 
@@ -515,3 +515,22 @@ def test_a_checkpoint_that_cannot_be_read_is_named(tmp_path: Path) -> None:
             weights.load(models.build("vgg_mini"), tmp_path / name)
         assert str(tmp_path / name) in str(error.value)
         assert "\n" not in str(error.value)
+
+
+def test_weights_are_drawn_anew_for_the_widths_of_now() -> None:
+    wide = nn.Sequential(nn.Linear(4, 1000), nn.BatchNorm1d(1000), nn.Linear(1000, 500), nn.Linear(500, 200))
+    with torch.no_grad():
+        for parameter in wide.parameters():
+            parameter.fill_(7)
+    before = torch.get_rng_state()
+    fresh = reinitialised(wide, 3)
+    assert torch.equal(torch.get_rng_state(), before)
+    first, norm, second, last = fresh
+    assert second.weight.std().item() == pytest.approx((2 / 1000) ** 0.5, rel=0.01)  # He: variance 2 / inputs
+    assert last.weight.std().item() == pytest.approx(0.01, rel=0.02)
+    assert not any(layer.bias.any() for layer in fresh) and norm.weight.eq(1).all()
+    assert wide[0].weight.eq(7).all()
+    assert torch.equal(reinitialised(wide, 3)[0].weight, first.weight)
+    assert not torch.equal(reinitialised(wide, 4)[0].weight, first.weight)
+    sent = reinitialised(wide, 3, "fan_out")[2].weight
+    assert sent.std().item() == pytest.approx((2 / 500) ** 0.5, rel=0.01)

@@ -1,4 +1,4 @@
-"""McNemar's test and Wilson's interval against values derived by hand."""
+"""McNemar's test, Wilson's interval and t-intervals of differences against values derived by hand."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from cdlib.errors import CdlibError
-from cdlib.report.significance import mcnemar, wilson
+from cdlib.report import mcnemar, mean_difference, wilson
 
 
 def pair(lost: int, gained: int, both: int = 0, neither: int = 0) -> tuple[Tensor, Tensor]:
@@ -88,3 +88,37 @@ def test_more_images_are_needed_than_were_too_few() -> None:
     after[:9], before[-2:] = False, False
     paired = mcnemar(before, after)
     assert not paired.enough_data and paired.images_needed is not None and paired.images_needed > 1000
+
+
+def test_interval_of_a_mean_difference_by_hand() -> None:
+    found = mean_difference([3.0, 5.0], [1.0, 1.0, 1.0], level=0.5)
+    # The second does not vary, so Welch's degree of freedom is that of the first, 1, where the quartile of t is 1.
+    assert (found.mean, round(found.low, 9), round(found.high, 9)) == (3.0, 2.0, 4.0)  # 3 -+ sqrt(2 / 2)
+    assert (found.verdict, str(found)) == ("better than", "+3.0 (+2.0 to +4.0)")
+
+
+def test_pairs_take_out_what_both_share() -> None:
+    one, other = [90.0, 60.0], [91.0, 63.0]
+    found = mean_difference(one, other, paired=True, level=0.5)  # differences -1 and -3
+    assert (found.mean, round(found.low, 9), round(found.high, 9)) == (-2.0, -3.0, -1.0)
+    assert found.verdict == "worse than"
+    assert mean_difference(one, other).verdict == "not to be told from"
+
+
+def test_an_interval_against_scipy() -> None:
+    from scipy.stats import ttest_ind
+
+    one, other = [91.0, 92.5, 90.1], [88.0, 93.0, 90.5, 89.0]
+    found, known = mean_difference(one, other), ttest_ind(one, other, equal_var=False).confidence_interval()
+    assert (found.low, found.high) == pytest.approx((known.low, known.high))
+
+
+def test_single_runs_have_a_difference_and_no_interval() -> None:
+    found = mean_difference([2.0], [1.5, 2.5])
+    assert str(found) == "+0.0" and math.isnan(found.low) and found.verdict == "not to be told from"
+
+
+@pytest.mark.parametrize(("one", "other", "level"), [([], [1.0], 0.95), ([1.0, 2.0], [1.0], 0.95), ([1.0], [2.0], 1.0)])
+def test_runs_that_cannot_be_compared(one: list[float], other: list[float], level: float) -> None:
+    with pytest.raises(CdlibError, match="give at least one of each"):
+        mean_difference(one, other, paired=True, level=level)

@@ -42,7 +42,7 @@ def check_seed(value: object, name: str = "seed") -> None:
 def check_share(name: str, value: object) -> None:
     """Raise a CdlibError unless a value is a number from 0 to below 1: a share, or a probability."""
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < 1:
-        raise CdlibError(f"{name}={value!r}: give a number from 0 to below 1.")
+        raise CdlibError(f"{name}={value!r} is no share: give a number from 0 to below 1.")
 
 
 def unknown(kind: str, name: object, choices: Iterable[str], *, limit: int = 12) -> CdlibError:

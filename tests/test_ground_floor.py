@@ -36,7 +36,7 @@ def test_whole_numbers_and_seeds_end() -> None:
 def test_what_is_no_share(value: Any) -> None:
     check_share("ratio", 0)
     check_share("ratio", 0.999)
-    with pytest.raises(CdlibError, match="ratio=.*: give a number from 0 to below 1"):
+    with pytest.raises(CdlibError, match="ratio=.* is no share: give a number from 0 to below 1"):
         check_share("ratio", value)
 
 

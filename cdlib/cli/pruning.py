@@ -10,7 +10,7 @@ import typer
 
 from cdlib.cli import options
 from cdlib.cli.options import Classes, Json, Model, Option, Shape, Weights
-from cdlib.errors import CdlibError, check_choice
+from cdlib.errors import CdlibError, check_choice, check_seed, check_share, check_whole
 
 Keep = Annotated[
     list[str] | None, typer.Option("--keep", metavar="NAME", help="A module or parameter that stays whole; repeatable.")
@@ -68,10 +68,11 @@ def prune(
 
     import cdlib
     from cdlib.cli import output as console
-    from cdlib.pruning.saliency import MEASURES, check_ratio, lowest
+    from cdlib.pruning.saliency import MEASURES, lowest
     from cdlib.surgery.removal import cut, rewritten, slices_of
 
-    check_ratio(ratio)
+    check_share("--ratio", ratio)
+    check_seed(seed, "--seed")
     _check(saliency, [name for name in MEASURES if name != "taylor"], round_to, output, force)
     torch.manual_seed(seed)
     network, example = options.network(model, shape, classes, option, weights)
@@ -109,8 +110,7 @@ def _check(saliency: str, measures: Any, round_to: int, output: Path, force: boo
     from cdlib.serialization import archive
 
     check_choice("saliency", saliency, measures)
-    if round_to < 1:
-        raise CdlibError(f"--round-to {round_to} is no multiple to round widths to: give an integer of at least 1.")
+    check_whole("--round-to", round_to, 1)
     archive.check_place(output)
     if output.exists() and not force:
         raise CdlibError(f"{output} exists: give another name, or --force to replace it.")

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cdlib.errors import CdlibError
+from cdlib.errors import CdlibError, check_seed, check_whole
 
 if TYPE_CHECKING:
     from cdlib.data.datasets import Split
@@ -69,16 +69,16 @@ def batches(
     CdlibError
         For sizes, seeds and ranks that cannot be used as given.
     """
-    if batch_size < 1:
-        raise CdlibError(f"batch_size must be at least 1, not {batch_size}.")
+    check_whole("batch_size", batch_size, 1)
     if not 0 <= rank < world:
         raise CdlibError(f"rank must be from 0 to world - 1 = {world - 1}, not {rank}.")
     if batch_size % world:
         raise CdlibError(f"batch_size {batch_size} cannot be cut into {world} equal parts; use a multiple of {world}.")
     if augment and seed is None:
         raise CdlibError("augmentation draws random numbers: give batches a seed, or augment=False.")
-    if seed is not None and (seed < 0 or epoch < 0):
-        raise CdlibError(f"seed and epoch must not be negative, not {seed} and {epoch}.")
+    if seed is not None:
+        check_seed(seed)
+        check_whole("epoch", epoch, 0)
     return _generate(split, batch_size, augment, seed, epoch, rank, world, drop_last)
 
 

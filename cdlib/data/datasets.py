@@ -8,7 +8,6 @@ training images, so that nothing is ever selected on the test split.
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import math
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,7 @@ from cdlib.data.batching import batches
 from cdlib.data.image_folder import Arrays
 from cdlib.data.sources import read, stratified, where
 from cdlib.errors import CdlibError
+from cdlib.text import digest
 
 __all__ = ["Dataset", "Split", "batches", "check", "fetch", "from_arrays", "load", "where"]
 
@@ -105,7 +105,7 @@ class Dataset:
     @property
     def fingerprint(self) -> str:
         """First 16 hex digits of a SHA-256 over all images and labels and the way they are split."""
-        return _digest(*(s.fingerprint.encode() for s in (self.train, self.validation, self.test)))
+        return digest([s.fingerprint for s in (self.train, self.validation, self.test)])[:16]
 
 
 def load(name: str = "digits", *, split_seed: int = 0, validation: float = 0.1) -> Dataset:
@@ -243,12 +243,5 @@ def _statistics(images: np.ndarray) -> tuple[tuple[float, ...], tuple[float, ...
 
 def _split(name: str, arrays: Arrays, mean: tuple[float, ...], std: tuple[float, ...], flips: bool) -> Split:
     images, labels = (np.ascontiguousarray(a) for a in arrays)
-    fingerprint = _digest(repr(images.shape).encode(), images.data, labels.data)
+    fingerprint = digest([repr(images.shape), images.data, labels.data])[:16]
     return Split(name, torch.from_numpy(images), torch.from_numpy(labels), mean, std, flips, fingerprint)
-
-
-def _digest(*parts: bytes | memoryview) -> str:
-    digest = hashlib.sha256()
-    for part in parts:
-        digest.update(part)
-    return digest.hexdigest()[:16]

@@ -6,7 +6,6 @@ Splits, statistics and batches are made elsewhere, from the arrays returned here
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import warnings
@@ -20,6 +19,7 @@ import numpy as np
 
 from cdlib.errors import CdlibError
 from cdlib.files import atomic
+from cdlib.text import digest
 
 SUFFIXES = frozenset({".bmp", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"})
 _GREY = frozenset({"1", "L", "LA"})
@@ -100,12 +100,9 @@ def _listing(folder: Path, classes: tuple[str, ...]) -> list[tuple[Path, int]]:
 
 def _key(root: Path, listings: list[list[tuple[Path, int]]]) -> str:
     """Return what changes when a file is added, removed, renamed or rewritten."""
-    digest = hashlib.sha256(str(root).encode())
-    for listing in listings:
-        for path, _ in listing:
-            stat = path.stat()
-            digest.update(json.dumps([str(path.relative_to(root)), stat.st_size, stat.st_mtime_ns]).encode())
-    return digest.hexdigest()[:16]
+    files = [(path, path.stat()) for listing in listings for path, _ in listing]
+    said = (json.dumps([str(path.relative_to(root)), stat.st_size, stat.st_mtime_ns]) for path, stat in files)
+    return digest([str(root), *said])[:16]
 
 
 def _from_cache(cache: Path) -> tuple[Arrays, Arrays] | None:

@@ -16,7 +16,7 @@ import numpy as np
 
 from cdlib.data.batching import draws
 from cdlib.data.image_folder import Arrays, cache_folder, class_names, is_image_folder, read_folder
-from cdlib.errors import CdlibError, unknown
+from cdlib.errors import CdlibError, check_seed, unknown
 
 NAMES = ("digits", "cifar10", "cifar100")
 DIGITS_TEST = 0.2
@@ -67,8 +67,7 @@ def where(name: str) -> Path:
 
 def stratified(labels: np.ndarray, share: float, seed: int, purpose: str) -> np.ndarray:
     """Return a mask of about `share` of each class, chosen by `seed`; at least one image, and not all."""
-    if seed < 0:
-        raise CdlibError(f"split_seed must not be negative, not {seed}.")
+    check_seed(seed, "split_seed")
     keys = draws(purpose, len(labels), seed)
     mask = np.zeros(len(labels), bool)
     for label in np.unique(labels):

@@ -27,6 +27,8 @@ from cdlib.graph.inputs import ExampleInput, Inputs, on_samples, one_sample, rep
 from cdlib.graph.recorder import Recorder
 from cdlib.graph.trees import tensors
 from cdlib.graph.types import Graph
+from cdlib.text import one_line
+from cdlib.torch_state import check_module
 
 __all__ = ["ExampleInput", "capture", "in_mode", "on_samples", "one_sample", "repeated", "run"]
 
@@ -65,9 +67,7 @@ def capture(
     CdlibError
         If the input is no tensor or tuple, or the network raises when it is run.
     """
-    if not isinstance(model, nn.Module):
-        raise CdlibError(f"model is {type(model).__name__!r}, not a torch.nn.Module; pass the network itself.")
-    model = getattr(model, "_orig_mod", model)  # torch.compile wraps the network that we want to see
+    model = getattr(check_module(model), "_orig_mod", model)  # torch.compile wraps the network that we want to see
     inputs = Inputs.of(example_input, kwargs, batch_dim).one_sample()
     graph, error = run(model, inputs, on_meta=True)
     if error is not None and not any(t.is_meta for t in [*model.parameters(), *model.buffers()]):
@@ -79,11 +79,10 @@ def capture(
 
 def _failure(model: nn.Module, inputs: Inputs, error: Exception) -> CdlibError:
     shapes = ", ".join(str(tuple(t.shape)) for t in tensors(inputs))
-    lines = str(error).strip().splitlines() or ["no message"]
     dim = inputs.batch_dim
     hint = "" if dim is None else f" (one sample, cut along dimension {dim}; batch_dim=None keeps it whole)"
     return CdlibError(
-        f"{type(model).__name__} cannot run on an input of shape {shapes}{hint}: {type(error).__name__}: {lines[0]}. "
+        f"{type(model).__name__} cannot run on an input of shape {shapes}{hint}: {one_line(error)}. "
         "Check the shape and type of the input, and that the network runs on it."
     )
 

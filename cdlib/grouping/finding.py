@@ -12,6 +12,7 @@ from cdlib.grouping.assembly import assemble
 from cdlib.grouping.groups import Groups
 from cdlib.grouping.preconditions import check, check_course, training_run
 from cdlib.grouping.reshape_choices import choose_reshapes
+from cdlib.torch_state import tensors_of
 
 
 def find_groups(
@@ -52,7 +53,7 @@ def _kept(model: nn.Module, keep: Iterable[str]) -> dict[str, str]:
     """The tensors of which nothing may be removed, to the name that the user gave."""
     if isinstance(keep, str) or not isinstance(keep, Iterable):
         raise CdlibError(f"keep={keep!r}: give a list of names, for example [{str(keep)!r}], or ().")
-    tensors = [name for name, _ in (*model.named_parameters(), *model.named_buffers())]
+    tensors = list(tensors_of(model))
     modules = [name for name, _ in model.named_modules() if name]
     found: dict[str, str] = {}
     for name in keep:

@@ -10,6 +10,7 @@ from torch import nn
 from cdlib.errors import CdlibError
 from cdlib.graph import Graph, Inputs, tensors
 from cdlib.graph.tracing import ExampleInput, repeated, run
+from cdlib.torch_state import check_module, sharing, tensors_of
 
 
 def check(model: Any, example_input: Any) -> None:
@@ -21,9 +22,7 @@ def check(model: Any, example_input: Any) -> None:
         For what is no network, a compiled, scripted, exported, quantised or uninitialised one, one whose parameters
         share memory without being the same, inside torch.inference_mode, and for an input on another device.
     """
-    if not isinstance(model, nn.Module):
-        raise CdlibError(f"model is {type(model).__name__!r}, not a torch.nn.Module; pass the network itself.")
-    name = type(model).__name__
+    name = type(check_module(model)).__name__
     if torch.is_inference_mode_enabled():
         raise CdlibError(f"{name} cannot be captured inside torch.inference_mode(): leave it, or use torch.no_grad().")
     if hasattr(model, "_orig_mod") or any(m._compiled_call_impl is not None for m in model.modules()):
@@ -36,13 +35,17 @@ def check(model: Any, example_input: Any) -> None:
         kind = type(module)
         if ".quantized." in kind.__module__ or "quantization" in kind.__module__.split("."):
             raise CdlibError(f"{path or name} is quantised ({kind.__name__}): prune the float network, then quantise.")
-    held = dict(model.named_parameters()) | dict(model.named_buffers())
+    held = tensors_of(model)
     for path, tensor in held.items():
         if isinstance(tensor, nn.parameter.UninitializedParameter | nn.parameter.UninitializedBuffer):
             raise CdlibError(f"{path} has no shape yet: run the network once, then prune it.")
         if tensor.is_quantized or (tensor.dtype in (torch.int8, torch.uint8) and isinstance(tensor, nn.Parameter)):
             raise CdlibError(f"{path} is quantised ({tensor.dtype}): prune the float network, then quantise.")
-    _check_memory(held)
+    if pair := sharing(held, lambda tensor: tensor.untyped_storage().data_ptr()):
+        raise CdlibError(
+            f"{pair[0]} and {pair[1]} share memory without being the same parameter: "
+            f"make one of them a copy ({pair[0]}.data = {pair[0]}.data.clone()) or the same object."
+        )
     devices = {tensor.device.type for tensor in held.values()}
     for tensor in tensors(example_input if isinstance(example_input, tuple | list) else (example_input,)):
         if devices and tensor.device.type not in devices:
@@ -107,17 +110,3 @@ def check_batch(model: nn.Module, graph: Graph, args: Inputs) -> None:
 
 def _weights(graph: Graph) -> set[str]:
     return {value.name for op in graph.ops for value in op.inputs if value.kind == "parameter"}
-
-
-def _check_memory(held: dict[str, torch.Tensor]) -> None:
-    seen: dict[int, str] = {}
-    for path, tensor in held.items():
-        if tensor.is_meta or tensor.layout != torch.strided or tensor.numel() == 0:
-            continue
-        place = tensor.untyped_storage().data_ptr()
-        if place in seen and held[seen[place]] is not tensor:
-            raise CdlibError(
-                f"{path} and {seen[place]} share memory without being the same parameter: "
-                f"make one of them a copy ({path}.data = {path}.data.clone()) or the same object."
-            )
-        seen[place] = path

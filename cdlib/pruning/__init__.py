@@ -6,7 +6,7 @@ from cdlib.pruning.costs import RESOURCES, Meter
 from cdlib.pruning.filter_ranking import ranking
 from cdlib.pruning.layer_widths import MODES, complexity_driven, plan, random_draw, uniform_width
 from cdlib.pruning.oto import dhspg, hesso
-from cdlib.pruning.saliency import MEASURES, check_ratio, lowest, scores, with_gradients
+from cdlib.pruning.saliency import MEASURES, lowest, scores, with_gradients
 from cdlib.pruning.unstructured_pruning import Gradual, permanent, unstructured
 
 __all__ = [
@@ -15,7 +15,6 @@ __all__ = [
     "RESOURCES",
     "Gradual",
     "Meter",
-    "check_ratio",
     "complexity_driven",
     "dhspg",
     "hesso",

@@ -14,13 +14,13 @@ import torch
 from torch import nn
 
 from cdlib.data import Split
-from cdlib.errors import CdlibError, check_choice
+from cdlib.errors import CdlibError, check_choice, check_seed, check_share, check_whole
 from cdlib.graph.tracing import ExampleInput
 from cdlib.grouping import Groups, find_groups
 from cdlib.pruning.costs import Meter
 from cdlib.pruning.layer_widths import evenly
-from cdlib.pruning.saliency import MEASURES, check_ratio, scores, with_gradients
-from cdlib.pruning.targets import UNITS, Limits, amount, check_reach, check_whole, cut_to, take
+from cdlib.pruning.saliency import MEASURES, scores, with_gradients
+from cdlib.pruning.targets import UNITS, Limits, amount, check_reach, cut_to, take
 
 SCOPES = ("global", "layer")
 _RELATIVE = ("l1", "l2")  # a sum over more elements is larger: only its ratio to the group's mean can be compared
@@ -88,11 +88,11 @@ def ranking(
     if not (isinstance(data, Split) if by == "taylor" else data is None):
         what = "needs data: give a Split of images and labels" if by == "taylor" else "needs no data: leave it out"
         raise CdlibError(f"by={by!r} {what}.")
-    check_ratio(target, "target")
+    check_share("target", target)
     if between is not None and not callable(between):
         raise CdlibError(f"between={between!r} cannot be called: give a function of a network.")
     check_whole("rounds", rounds, 1)
-    check_whole("seed", seed, 0)
+    check_seed(seed)
     limits, keep = Limits(1, min_width, round_to), list(keep) if isinstance(keep, Iterator) else keep
     total: int | None = None
     for done in range(1, rounds + 1):

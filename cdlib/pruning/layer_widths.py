@@ -18,11 +18,11 @@ from functools import partial
 import numpy as np
 from torch import nn
 
-from cdlib.errors import CdlibError, check_choice
+from cdlib.errors import CdlibError, check_choice, check_seed
 from cdlib.graph.tracing import ExampleInput
 from cdlib.grouping import Groups, find_groups
 from cdlib.pruning.costs import RESOURCES, Meter
-from cdlib.pruning.targets import Limits, Plan, check_whole, cut_to, take
+from cdlib.pruning.targets import Limits, Plan, cut_to, take
 
 MODES = {"PA": "params", "FA": "macs", "MA": "activation_bytes"}
 """What the modes are aware of: the resource of `cdlib.profile` that a target counts, and that weighs the draws."""
@@ -199,7 +199,7 @@ class _Draws:
         check_choice("mode", self.mode, MODES)
         if self.stop_at is not None:
             check_choice("resource in stop_at:", self.stop_at, RESOURCES)
-        check_whole("seed", self.seed, 0)
+        check_seed(self.seed)
         if not isinstance(self.recompute, bool):
             raise CdlibError(f"recompute={self.recompute!r}: give True or False.")
 

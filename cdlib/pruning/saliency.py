@@ -6,7 +6,6 @@ the layers that read it. Only units of one group are compared with each other.
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Callable, Iterable, Iterator
 
@@ -16,9 +15,10 @@ from torch.nn import functional as F
 
 from cdlib.data import Split
 from cdlib.data.batching import batches
-from cdlib.errors import CdlibError, check_choice
+from cdlib.errors import CdlibError, check_choice, check_share
 from cdlib.grouping import Group
 from cdlib.surgery.removal import copied
+from cdlib.text import digest
 from cdlib.torch_state import mask_name, tensors_of
 from cdlib.train.evaluation import device_of, logits_of
 
@@ -92,7 +92,7 @@ def lowest(
     CdlibError
         If the ratio is out of range, or as `scores`.
     """
-    check_ratio(ratio)
+    check_share("ratio", ratio)
     drop: dict[str, list[int]] = {}
     for group in groups:
         count = min(group.size - 1, math.floor(ratio * group.size + 1e-9))  # 0.29 * 100 is a little less than 29
@@ -134,21 +134,9 @@ def with_gradients(model: nn.Module, split: Split, *, batch_size: int = 250) -> 
     return copy
 
 
-def check_ratio(ratio: float, name: str = "ratio") -> None:
-    """Raise unless a number is a share that can be removed.
-
-    Raises
-    ------
-    CdlibError
-        If it is not in [0, 1).
-    """
-    if isinstance(ratio, bool) or not isinstance(ratio, int | float) or not 0 <= ratio < 1:
-        raise CdlibError(f"{name}={ratio!r} is no share that can be removed: give a number from 0 to below 1.")
-
-
 def generator(seed: int, name: str) -> torch.Generator:
     """Return random numbers on the CPU that depend on a seed and a name, and on nothing drawn before."""
-    return torch.Generator().manual_seed(int.from_bytes(hashlib.sha256(f"{seed} {name}".encode()).digest()[:7]))
+    return torch.Generator().manual_seed(int(digest([f"{seed} {name}"])[:14], 16))
 
 
 def _l1(model: nn.Module, group: Group, seed: int) -> Tensor:

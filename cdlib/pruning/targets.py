@@ -13,11 +13,10 @@ from dataclasses import dataclass
 from torch import nn
 
 from cdlib.complexity import profile
-from cdlib.errors import CdlibError, check_choice
+from cdlib.errors import CdlibError, check_choice, check_share, check_whole
 from cdlib.graph.tracing import ExampleInput
 from cdlib.grouping import Groups
 from cdlib.pruning.costs import RESOURCES, Meter
-from cdlib.pruning.saliency import check_ratio
 from cdlib.surgery.removal import cut, rewritten, slices_of
 
 UNITS = "units"
@@ -112,7 +111,7 @@ def take(
     CdlibError
         If the target or the resource is none, nothing is prunable, or no widths reach the target.
     """
-    check_ratio(target, "target")
+    check_share("target", target)
     if not groups.prunable:
         raise CdlibError(f"{groups!r}: there is nothing to remove. print(find_groups(...)) says why.")
     meter = Meter(model, groups)
@@ -223,9 +222,3 @@ def cut_to(
         else:
             small, high, draws = other, between, its_draws
     return small
-
-
-def check_whole(name: str, value: object, least: int) -> None:
-    """Raise a CdlibError unless a value is an integer from `least`."""
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        raise CdlibError(f"{name}={value!r}: give an integer of at least {least}.")

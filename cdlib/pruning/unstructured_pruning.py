@@ -16,11 +16,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from cdlib.errors import CdlibError, check_choice, unknown
+from cdlib.errors import CdlibError, check_choice, check_seed, check_share, check_whole, unknown
 from cdlib.graph.tracing import ExampleInput, capture
 from cdlib.grouping import check
-from cdlib.pruning.saliency import check_ratio, generator
-from cdlib.pruning.targets import check_whole
+from cdlib.pruning.saliency import generator
 from cdlib.pruning.weight_masks import KINDS, layers_of, magnitudes, masks_of, put_on, take_off
 from cdlib.surgery.removal import copied
 from cdlib.torch_state import check_network
@@ -265,8 +264,8 @@ def _chosen(model: nn.Module, called: set[str], layers: list[str] | None) -> Lay
 
 def _checked(amounts: dict[str, float], by: str, scope: str, seed: int) -> dict[str, float]:
     for name, amount in amounts.items():
-        check_ratio(amount, name)
+        check_share(name, amount)
     check_choice("criterion", by, CRITERIA)
     check_choice("scope", scope, SCOPES)
-    check_whole("seed", seed, 0)
+    check_seed(seed)
     return amounts

@@ -20,6 +20,7 @@ from cdlib.complexity import profile
 from cdlib.errors import CdlibError, unknown
 from cdlib.report import timing as instruments
 from cdlib.report.significance import wilson
+from cdlib.torch_state import check_module
 from cdlib.train.evaluation import device_of, evaluate
 
 if TYPE_CHECKING:
@@ -149,8 +150,7 @@ def measure(
         If there is nothing to measure, no input, a file is missing, or a network cannot run on the input.
     """
     for name, model in models.items():
-        if not isinstance(model, nn.Module):
-            raise CdlibError(f"model {name!r} is a {type(model).__name__}; give a torch.nn.Module.")
+        check_module(model, f"model {name!r}")
     inputs = _inputs(split, example_input)
     sizes = _sizes(models, files or {})
     with instruments.threads(threads):

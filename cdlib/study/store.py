@@ -8,7 +8,6 @@ happened to its writer.
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 import os
 import re
@@ -21,8 +20,9 @@ from typing import Any
 import pandas as pd
 
 from cdlib import files
-from cdlib.errors import CdlibError
+from cdlib.errors import CdlibError, check_seed
 from cdlib.study.values import canonical, checked
+from cdlib.text import digest
 
 Record = dict[str, Any]
 
@@ -77,11 +77,10 @@ def key(experiment: str, parameters: Mapping[str, Any], seed: int) -> str:
         raise CdlibError(
             f"experiment {experiment!r} names a folder; use letters, digits, '_', '-' and '.', a letter or digit first."
         )
-    if type(seed) is not int or not 0 <= seed < 2**63:
-        raise CdlibError(f"seed is {seed!r}; give a whole number from 0 to 2^63 - 1.")
+    check_seed(seed)
     what = {"experiment": experiment, "parameters": checked(parameters, "parameters"), "seed": seed}
     text = json.dumps(canonical(what), sort_keys=True, separators=(",", ":"))
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
+    return digest([text])[:16]
 
 
 def find(experiment: str, parameters: Mapping[str, Any], seed: int, results: Path | None = None) -> Record | None:

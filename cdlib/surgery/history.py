@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from cdlib.errors import CdlibError
 from cdlib.graph.tracing import ExampleInput
 from cdlib.grouping import Ids
+from cdlib.torch_state import tensors_of
 
 Entry = dict[str, Any]
 """One removal, see `note`."""
@@ -106,7 +107,7 @@ def set_attributes(model: nn.Module, entry: Entry) -> None:
 def set_types(model: nn.Module, entry: Entry) -> None:
     """Give the floating tensors of a network, in place, the types that they had at a removal."""
     types = entry["types"]
-    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+    for name, tensor in tensors_of(model).items():
         if tensor.is_floating_point():
             tensor.data = tensor.data.to(_type(types.get(name, types[""])))
 
@@ -167,8 +168,8 @@ def _runs(ids: Ids) -> str:
 
 
 def _types(model: nn.Module) -> dict[str, str]:
-    held = (*model.named_parameters(), *model.named_buffers())
-    types = {name: str(t.dtype).removeprefix("torch.") for name, t in held if t.is_floating_point()}
+    floats = {name: tensor.dtype for name, tensor in tensors_of(model).items() if tensor.is_floating_point()}
+    types = {name: str(kind).removeprefix("torch.") for name, kind in floats.items()}
     most = max(Counter(types.values()).items(), key=lambda item: item[1], default=("float32", 0))[0]
     return {"": most, **{name: kind for name, kind in types.items() if kind != most}}
 

@@ -15,13 +15,14 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from cdlib.errors import CdlibError
+from cdlib.errors import CdlibError, check_whole
 from cdlib.graph.tracing import ExampleInput, one_sample, repeated, run
 from cdlib.grouping import Drop, Flags, Groups, Ids, Key, Walk, check_batch, find_groups
 from cdlib.surgery.attributes import Guesses, adjust, own_tensors
 from cdlib.surgery.history import note
 from cdlib.surgery.prediction import Prediction, first_difference
 from cdlib.surgery.rewriting.rewriter import Rewriter
+from cdlib.text import one_line
 from cdlib.torch_state import tensors_of
 
 HISTORY = "_cdlib_removed"
@@ -105,8 +106,7 @@ def slices_of(groups: Groups, drop: Drop, round_to: int = 1) -> dict[Key, Ids]:
     CdlibError
         As `remove`.
     """
-    if isinstance(round_to, bool) or not isinstance(round_to, int) or round_to < 1:
-        raise CdlibError(f"round_to={round_to!r} is no multiple to round widths to: give an integer of at least 1.")
+    check_whole("round_to", round_to, 1)
     found: dict[Key, list[Ids]] = {}
     for name, units in groups.check(drop).items():
         group = groups[name]
@@ -191,8 +191,7 @@ def copied(model: nn.Module) -> nn.Module:
     try:
         return copy.deepcopy(model, {id(t): t.detach().clone() for t in computed})
     except Exception as error:
-        line = " ".join(str(error).split())
-        raise CdlibError(f"{type(model).__name__} cannot be copied ({type(error).__name__}: {line}).") from error
+        raise CdlibError(f"{type(model).__name__} cannot be copied ({one_line(error)}).") from error
 
 
 def shrink(model: nn.Module, slices: Mapping[Key, Ids]) -> dict[int, tuple[tuple[int, ...], tuple[int, ...]]]:

@@ -5,43 +5,37 @@ What goes into one, and when, is `cdlib.train`'s business.
 
 from __future__ import annotations
 
-import hashlib
 import os
 import pickle
 import zipfile
 from dataclasses import asdict
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from cdlib.data import Dataset
 from cdlib.errors import CdlibError
 from cdlib.files import atomic
+from cdlib.text import digest, one_line
+from cdlib.torch_state import bytes_of, tensors_of
 from cdlib.train.recipe import Recipe
 
 FORMAT = 1
 
 
-def tensors(model: nn.Module) -> dict[str, Tensor]:
-    """Return all parameters and buffers of a model, the tensors themselves, by name; a shared one once."""
-    return {name: t.detach() for name, t in (*model.named_parameters(), *model.named_buffers())}
-
-
 def identity(model: nn.Module, dataset: Dataset, recipe: Recipe, seed: int) -> dict[str, Any]:
     """Return what makes a run this run: recipe, seed, data, and the names, shapes and values it starts from."""
-    start = hashlib.sha256()
-    for name, tensor in tensors(model).items():
-        start.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
-        start.update(tensor.cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    held = ((f"{name} {t.dtype} {list(t.shape)}", bytes_of(t)) for name, t in tensors_of(model).items())
     return {
         "format": FORMAT,
         "seed": seed,
         "data": dataset.fingerprint,
         **{f"recipe.{name}": value for name, value in asdict(recipe).items()},
         "parameters": {name: list(p.shape) for name, p in model.named_parameters()},
-        "initial weights": start.hexdigest()[:16],
+        "initial weights": digest(chain.from_iterable(held))[:16],
     }
 
 
@@ -105,8 +99,7 @@ def load(path: Path, run: dict[str, Any]) -> dict[str, Any] | None:
         content = torch.load(path, map_location="cpu", weights_only=True)
         theirs = content.pop("run")
     except (OSError, EOFError, ValueError, RuntimeError, KeyError, pickle.UnpicklingError, zipfile.BadZipFile) as error:
-        reason = str(error).partition("\n")[0]
-        raise CdlibError(f"the checkpoint {path} is damaged ({reason}); delete it to start anew.") from error
+        raise CdlibError(f"the checkpoint {path} is damaged ({one_line(error)}); delete it to start anew.") from error
     for name in run:
         if theirs.get(name) != run[name]:
             raise CdlibError(

@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from cdlib.data import Split
 from cdlib.data.batching import batches
 from cdlib.errors import CdlibError
+from cdlib.text import one_line
 
 
 @dataclass(frozen=True, eq=False)
@@ -105,10 +106,7 @@ def logits_of(model: nn.Module, x: Tensor) -> Tensor:
     except torch.OutOfMemoryError:
         raise
     except Exception as error:  # a user's network may raise anything
-        reason = str(error).strip().partition("\n")[0]
-        raise CdlibError(
-            f"the model cannot take an input of shape {list(x.shape)}: {type(error).__name__}: {reason}"
-        ) from error
+        raise CdlibError(f"the model cannot take an input of shape {list(x.shape)}: {one_line(error)}") from error
     return checked(logits, len(x))
 
 

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 from cdlib.data import Dataset
 from cdlib.data.batching import batches, bits, draws
-from cdlib.errors import CdlibError
-from cdlib.torch_state import mask_name
+from cdlib.errors import CdlibError, check_seed
+from cdlib.torch_state import mask_name, tensors_of
 from cdlib.train import checkpoint as checkpoints
 from cdlib.train.evaluation import checked, evaluate, evaluating, logits_of
 from cdlib.train.recipe import Recipe, average_decay, learning_rate, loss, mixed, optimizer
@@ -72,10 +72,10 @@ class Run:
         self.net: Any = torch.compile(net) if recipe.compile else net
         kind = type(self.optimizer).__name__ if wrap else None
         self.identity = {**checkpoints.identity(model, dataset, recipe, seed), "optimizer": kind} if path else {}
-        held = checkpoints.tensors(model)
+        held = tensors_of(model)
         masks = {mask_name(name) for name in held}  # 0 or 1: no average
         floats = {name: t for name, t in held.items() if t.is_floating_point() and name not in masks}
-        self.average = {name: t.clone() for name, t in floats.items()} if recipe.ema else {}
+        self.average = {name: t.detach().clone() for name, t in floats.items()} if recipe.ema else {}
         self.history: list[dict[str, float]] = []
         self.after_step = after_step
 
@@ -140,9 +140,9 @@ class Run:
         self.accelerator.backward(value)
         self.optimizer.step()
         if self.average:
-            now, weight = checkpoints.tensors(self.model), 1 - average_decay(self.recipe, step)
+            now, weight = tensors_of(self.model), 1 - average_decay(self.recipe, step)
             for name, average in self.average.items():
-                average.lerp_(now[name], weight)
+                average.lerp_(now[name].detach(), weight)
         if self.after_step:
             self.after_step(step + 1)
         return value.detach()
@@ -151,8 +151,8 @@ class Run:
         """Evaluate what `fit` would return if this epoch were the last."""
         if not len(self.validation):
             return {"validation_loss": math.nan, "validation_accuracy": math.nan}
-        now = checkpoints.tensors(self.model)
-        own = {name: now[name].clone() for name in self.average}
+        now = tensors_of(self.model)
+        own = {name: now[name].detach().clone() for name in self.average}
         _assign(self.model, self.average)
         result = evaluate(self.model, self.validation)
         _assign(self.model, own)
@@ -198,7 +198,7 @@ class Run:
     def _save(self) -> None:
         if self.path and self.accelerator.is_main_process:
             content = {
-                "tensors": checkpoints.tensors(self.model),
+                "tensors": {name: tensor.detach() for name, tensor in tensors_of(self.model).items()},
                 "optimizer": self.optimizer.state_dict(),
                 "average": self.average,
                 "history": self.history,
@@ -229,9 +229,9 @@ class Run:
 
 def _assign(model: nn.Module, values: dict[str, Tensor]) -> None:
     """Copy `values` into the parameters and buffers of these names."""
-    own = checkpoints.tensors(model)
+    own = tensors_of(model)
     for name, value in values.items():
-        own[name].copy_(value)
+        own[name].detach().copy_(value)
 
 
 def _check(dataset: Dataset, recipe: Recipe, seed: int, world: int) -> None:
@@ -242,8 +242,7 @@ def _check(dataset: Dataset, recipe: Recipe, seed: int, world: int) -> None:
         )
     if recipe.batch_size % world:
         raise CdlibError(f"batch_size {recipe.batch_size} cannot be cut into {world} equal parts, one per process.")
-    if type(seed) is not int or seed < 0:
-        raise CdlibError(f"seed must be a whole number from 0, not {seed!r}.")
+    check_seed(seed)
 
 
 def _wrapped(

@@ -234,11 +234,11 @@ def test_a_gpu_makes_the_same_batches() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"batch_size": 0}, "batch_size must be at least 1, not 0"),
+        ({"batch_size": 0}, "batch_size=0: give an integer of at least 1"),
         ({"batch_size": 8, "rank": 2, "world": 2}, "rank must be from 0 to world - 1 = 1, not 2"),
         ({"batch_size": 9, "world": 2}, "batch_size 9 cannot be cut into 2 equal parts"),
         ({"batch_size": 8, "augment": True}, "give batches a seed"),
-        ({"batch_size": 8, "seed": -1}, "must not be negative"),
+        ({"batch_size": 8, "seed": -1}, "seed=-1: give an integer of at least 0"),
     ],
 )
 def test_batches_refuse_at_once(options: dict, message: str) -> None:

@@ -195,7 +195,7 @@ def test_a_target_out_of_reach_names_one_that_is_not() -> None:
     ("options", "message"),
     [
         ({"mode": "pa"}, "unknown mode 'pa'"),
-        ({"target": 1.0}, r"target=1.0 is no share .* below 1"),
+        ({"target": 1.0}, r"target=1.0 is no share: .* below 1"),
         ({"target": -0.1}, "target=-0.1"),
         ({"target": "half"}, "target='half'"),
         ({"step": 0}, "step=0: give an integer of at least 1"),

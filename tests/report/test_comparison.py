@@ -274,7 +274,7 @@ def test_a_given_file_is_what_is_weighed(dense: nn.Module, tmp_path: Path) -> No
         ({}, {}, "nothing to time: 0 models"),
         ({"a": network()}, {"runs": 0}, "and 0 runs"),
         ({"a": network()}, {"threads": 0}, "threads is 0"),
-        ({"a": "resnet18"}, {}, "model 'a' is a str"),
+        ({"a": "resnet18"}, {}, "model 'a' is 'str', not a torch.nn.Module"),
         ({"a": network()}, {"example_input": torch.zeros(1, 3, 8, 8)}, "model 'a': "),
         ({"a": network()}, {"files": {"a": Path("missing.pt")}}, "file of model 'a' not found: missing.pt"),
         ({"net": network()}, {"files": {"nett": Path("x")}}, "unknown model 'nett'; did you mean 'net'"),

@@ -98,7 +98,7 @@ def test_an_experiment_that_is_no_folder_name_is_refused(experiment: Any) -> Non
 
 @pytest.mark.parametrize("seed", [-1, 1.0, True, None, 2**63])
 def test_a_seed_that_is_no_whole_number_is_refused(seed: Any) -> None:
-    with pytest.raises(CdlibError, match="seed is"):
+    with pytest.raises(CdlibError, match="seed="):
         store.key("trial", {}, seed)
 
 
@@ -188,7 +188,7 @@ def test_a_damaged_or_foreign_file_is_named(tmp_path: Path) -> None:
         (whole.replace('"accuracy": 0.5', '"accuracy": NaN'), "NaN is not JSON"),
         (whole.replace('"lr": 0.1', '"lr": 0.2'), "its key"),
         (whole.replace('"machine": {', '"engine": {'), r"lacks provenance\.machine"),
-        (whole.replace('"seed": 0', '"seed": "0"'), "seed is '0'"),
+        (whole.replace('"seed": 0', '"seed": "0"'), "seed='0'"),
     ):
         path.write_text(text, encoding="utf-8")
         with pytest.raises(CdlibError, match=message) as caught:

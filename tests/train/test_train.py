@@ -19,8 +19,8 @@ from torch import Tensor, nn
 
 from cdlib import data, files
 from cdlib.errors import CdlibError
+from cdlib.torch_state import tensors_of
 from cdlib.train import Fit, evaluate, fit
-from cdlib.train.checkpoint import tensors
 from cdlib.train.recipe import Recipe, average_decay, learning_rate, loss, mixed, optimizer
 
 EVERYTHING = Recipe(
@@ -59,15 +59,15 @@ def quiet_fit(model: nn.Module, recipe: Recipe, **options: Any) -> Fit:
 
 
 def assert_same_bits(one: Fit, two: Fit) -> None:
-    first, second = tensors(one.model), tensors(two.model)
+    first, second = tensors_of(one.model), tensors_of(two.model)
     assert first.keys() == second.keys()
     assert [name for name in first if not torch.equal(first[name], second[name])] == []
     assert one.history.drop(columns="seconds").equals(two.history.drop(columns="seconds"))
 
 
 def differ(one: Fit, two: Fit) -> bool:
-    second = tensors(two.model)
-    return any(not torch.equal(t, second[name]) for name, t in tensors(one.model).items())
+    second = tensors_of(two.model)
+    return any(not torch.equal(t, second[name]) for name, t in tensors_of(one.model).items())
 
 
 # --- the formulas
@@ -189,15 +189,15 @@ def test_the_average_of_the_weights_by_hand(monkeypatch: pytest.MonkeyPatch) -> 
     recipe = Recipe(epochs=1, batch_size=500, optimizer="sgd", lr=0.5, ema=0.15)  # two steps
     assert [average_decay(recipe, t) for t in (0, 1, 1000)] == [0.1, 0.15, 0.15]
     model = small_net()
-    seen = [tensors(model)["6.weight"].clone()]
+    seen = [tensors_of(model)["6.weight"].clone()]
     step = torch.optim.SGD.step
     monkeypatch.setattr(
-        torch.optim.SGD, "step", lambda self: (step(self), seen.append(tensors(model)["6.weight"].clone()))
+        torch.optim.SGD, "step", lambda self: (step(self), seen.append(tensors_of(model)["6.weight"].clone()))
     )
     quiet_fit(model, recipe)
     assert len(seen) == 3
     expected = 0.15 * (0.1 * seen[0] + 0.9 * seen[1]) + 0.85 * seen[2]
-    torch.testing.assert_close(tensors(model)["6.weight"], expected)
+    torch.testing.assert_close(tensors_of(model)["6.weight"], expected)
     assert (expected - seen[2]).abs().max() > 1e-3
 
 
@@ -236,10 +236,10 @@ def test_evaluate_agrees_with_scikit_learn() -> None:
 def test_evaluate_leaves_the_model_as_it_was() -> None:
     model = small_net().train()
     model[1].eval()
-    before = {name: t.clone() for name, t in tensors(model).items()}
+    before = {name: t.clone() for name, t in tensors_of(model).items()}
     evaluate(model, data.load("digits").test)
     assert [m.training for m in model] == [True, False, *[True] * 5]
-    assert all(torch.equal(t, before[name]) for name, t in tensors(model).items())
+    assert all(torch.equal(t, before[name]) for name, t in tensors_of(model).items())
 
 
 def test_evaluate_takes_an_exported_model() -> None:
@@ -631,8 +631,8 @@ def in_two_processes(folder: Path) -> None:
     with pytest.raises(CdlibError, match="cannot be cut into 2 equal parts"):
         quiet_fit(plain_net(), dataclasses.replace(SEVERAL, batch_size=63))
     results = {
-        "plain": tensors(plain.model),
-        "noisy": tensors(noisy.model),
+        "plain": tensors_of(plain.model),
+        "noisy": tensors_of(noisy.model),
         "loss": plain.history["train_loss"].tolist(),
     }
     torch.save(results, folder / f"rank{rank}.pt")
@@ -645,6 +645,6 @@ def test_two_processes_agree_with_each_other_and_with_one(tmp_path: Path) -> Non
     for net in ("plain", "noisy"):
         assert all(torch.equal(t, second[net][name]) for name, t in first[net].items())
     alone = quiet_fit(plain_net(), SEVERAL)
-    for name, t in tensors(alone.model).items():
+    for name, t in tensors_of(alone.model).items():
         torch.testing.assert_close(first["plain"][name], t, rtol=1e-3, atol=1e-4)
     assert first["loss"] == second["loss"] == pytest.approx(alone.history["train_loss"].tolist(), rel=1e-4)

@@ -14,10 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cdlib.errors import CdlibError
+from cdlib.errors import CdlibError, check_share, check_whole
 from cdlib.pruning.oto.units import Segments, Units
-from cdlib.pruning.saliency import check_ratio
-from cdlib.pruning.targets import check_whole
 
 
 class GroupSparse(torch.optim.Optimizer):
@@ -47,7 +45,7 @@ class GroupSparse(torch.optim.Optimizer):
     ) -> None:
         if isinstance(base, GroupSparse):
             raise CdlibError(f"base={type(base).__name__} prunes already: give the optimizer below it.")
-        check_ratio(target, "target")
+        check_share("target", target)
         given = {"start": start, "steps": steps, "periods": periods, "min_width": min_width}
         for name, value in given.items():
             check_whole(name, value, int(name != "start"))

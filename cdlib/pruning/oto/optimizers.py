@@ -17,12 +17,11 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
-from cdlib.errors import CdlibError
+from cdlib.errors import CdlibError, check_share
 from cdlib.graph.tracing import ExampleInput
 from cdlib.grouping import find_groups
 from cdlib.pruning.oto.group_sparse import GroupSparse
 from cdlib.pruning.oto.units import Units
-from cdlib.pruning.saliency import check_ratio
 
 _TINY = 1e-8
 
@@ -139,7 +138,7 @@ def dhspg(
             raise CdlibError(f"{name}={value!r}: give a positive number.")
     if rule["coefficient"] < 1:
         raise CdlibError(f"coefficient={rule['coefficient']!r}: give a number from 1.")
-    check_ratio(epsilon, "epsilon")
+    check_share("epsilon", epsilon)
     groups = find_groups(model, example_input, keep=keep, batch_dim=batch_dim)
     return DHSPG(Units(model, groups, base), base, target, start, steps, min_width, epsilon=epsilon, **rule)
 

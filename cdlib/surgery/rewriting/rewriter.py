@@ -13,6 +13,7 @@ from cdlib.grouping import Ids, choose_reshapes
 from cdlib.surgery.prediction import Prediction
 from cdlib.surgery.rewriting.program import Rewritten
 from cdlib.surgery.rewriting.writer import NotPossible, Writer, inside
+from cdlib.text import one_line
 
 
 class Rewriter:
@@ -79,10 +80,9 @@ class Rewriter:
         if error is not None:
             graph, error = run(self._model, args, on_meta=False)
         if error is not None:
-            line = " ".join(str(error).split())
             raise CdlibError(
                 f"{type(self._model).__name__} has code that does not follow the new widths, and cannot be rewritten, "
-                f"since it does not run on {samples} samples ({type(error).__name__}: {line})."
+                f"since it does not run on {samples} samples ({one_line(error)})."
             ) from error
         done = choose_reshapes(graph, self._training)
         return Prediction(done, gone(done, self._slices))

@@ -135,7 +135,7 @@ def profile(model: nn.Module, example_input: ExampleInput, *, batch_dim: int | N
     >>> profile(nn.Conv2d(3, 8, 3, padding=1), zeros(1, 3, 32, 32)).macs
     221184
     """
-    graph = capture(model, example_input, batch_dim=batch_dim)
+    graph = capture(model, example_input, batch_dim=batch_dim, autocast=True)
     names = layer_names(graph)
     lasting = lifetimes(graph)
     live = _live_bytes(graph, lasting)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from cdlib.graph.inputs import ExampleInput, Inputs, on_samples, one_sample, repeated
 from cdlib.graph.recorder import Recorder
-from cdlib.graph.tracing import capture, in_mode, run
+from cdlib.graph.tracing import capture, in_mode, record, run
 from cdlib.graph.trees import leaves, map_tensors, once, tensors
 from cdlib.graph.types import Call, Graph, Kind, Op, Value, moved_after
 
@@ -25,6 +25,7 @@ __all__ = [
     "on_samples",
     "once",
     "one_sample",
+    "record",
     "repeated",
     "run",
     "tensors",

@@ -5,9 +5,11 @@ dispatches. Because operators are recorded and not modules, functional calls, ba
 in-place operators are all seen.
 
 The run happens on *meta* tensors, which have shapes but no numbers, so that it costs neither arithmetic nor memory;
-only operators fed by weights and constants alone are computed. A network whose course depends on numbers (a detector's
-`nonzero`, say), or that uses an operator without a shape rule (packed int8 weights), is run on real tensors instead.
-Fused attention (`scaled_dot_product_attention`) is kept as one operator, as the CPU and GPU kernels run it.
+only operators fed by weights and constants alone are computed. Run on real tensors instead is a network whose course
+depends on numbers (a detector's `nonzero`, say), that uses an operator without a shape rule (packed int8 weights), or
+on whose modules the user has put hooks: they are called, and may keep what they see. So is one that is profiled inside
+of `torch.autocast`, which passes meta tensors over. Fused attention (`scaled_dot_product_attention`) is kept as one
+operator, as the CPU and GPU kernels run it.
 """
 
 from __future__ import annotations
@@ -20,7 +22,13 @@ from unittest import mock
 import torch
 from torch import nn
 from torch.nn import functional as F
-from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
+from torch.nn.modules.module import (
+    _global_forward_hooks,
+    _global_forward_pre_hooks,
+    register_module_forward_hook,
+    register_module_forward_pre_hook,
+)
+from torch.nn.utils.prune import BasePruningMethod
 
 from cdlib.errors import CdlibError
 from cdlib.graph.inputs import ExampleInput, Inputs, on_samples, one_sample, repeated
@@ -35,6 +43,9 @@ __all__ = ["ExampleInput", "capture", "in_mode", "on_samples", "one_sample", "re
 _HOOKS = set(vars(nn.Module())) - {"_parameters", "_buffers", "_modules"}
 """What every module keeps for hooks and settings: many, nearly always empty, and nothing that a forward writes to."""
 
+_AUTOCAST = ("cpu", "cuda", "mps", "xpu")
+"""The devices for which PyTorch has an autocast."""
+
 
 def capture(
     model: nn.Module,
@@ -42,6 +53,7 @@ def capture(
     *,
     kwargs: Mapping[str, Any] | None = None,
     batch_dim: int | None = 0,
+    autocast: bool = False,
 ) -> Graph:
     """Run `model` once on one sample of `example_input` and return what ran.
 
@@ -57,6 +69,8 @@ def capture(
     batch_dim : int or None, default 0
         The dimension that counts samples. Every tensor as long there as the first one is cut to one sample. None: the
         input has no such dimension and is taken whole.
+    autocast : bool, default False
+        Whether a `torch.autocast` around the call applies. By default the network runs in its own precision.
 
     Returns
     -------
@@ -69,9 +83,7 @@ def capture(
     """
     model = getattr(check_module(model), "_orig_mod", model)  # torch.compile wraps the network that we want to see
     inputs = Inputs.of(example_input, kwargs, batch_dim).one_sample()
-    graph, error = run(model, inputs, on_meta=True)
-    if error is not None and not any(t.is_meta for t in [*model.parameters(), *model.buffers()]):
-        graph, error = run(model, inputs, on_meta=False)
+    graph, error = record(model, inputs, autocast=autocast)
     if error is not None:
         raise _failure(model, inputs, error) from error
     return graph
@@ -87,20 +99,56 @@ def _failure(model: nn.Module, inputs: Inputs, error: Exception) -> CdlibError:
     )
 
 
-def run(model: nn.Module, inputs: Inputs, *, on_meta: bool, training: bool = False) -> tuple[Graph, Exception | None]:
+def record(model: nn.Module, inputs: Inputs, *, autocast: bool = False) -> tuple[Graph, Exception | None]:
+    """Run a network once in evaluation mode, on meta tensors where it can; return what `run` does."""
+    held_on_meta = any(t.is_meta for t in [*model.parameters(), *model.buffers()])
+    if held_on_meta or not (_has_hooks(model) or (autocast and any(map(torch.is_autocast_enabled, _AUTOCAST)))):
+        graph, error = run(model, inputs, on_meta=True, autocast=autocast)
+        if error is None or held_on_meta:
+            return graph, error
+    return run(model, inputs, on_meta=False, autocast=autocast)
+
+
+def _has_hooks(model: nn.Module) -> bool:
+    """Whether a run calls hooks of the user, other than those of PyTorch, such as masks and weight norms."""
+    places = [_global_forward_hooks, _global_forward_pre_hooks]
+    for module in model.modules():
+        places += [module._forward_hooks, module._forward_pre_hooks]
+    return any(
+        not str(getattr(hook, "__module__", "")).startswith("torch.") and not isinstance(hook, BasePruningMethod)
+        for place in places
+        for hook in place.values()
+    )
+
+
+def run(
+    model: nn.Module, inputs: Inputs, *, on_meta: bool, training: bool = False, autocast: bool = False
+) -> tuple[Graph, Exception | None]:
     """Run a network once, and return what ran and what it raised, if it did not come to its end.
 
-    With `training`, every module is in training mode meanwhile.
+    With `training`, every module is in training mode meanwhile. Under `autocast`, every cast of a weight is recorded.
     """
     recorder = Recorder(model, on_meta)
     try:
         inputs = recorder.enter_inputs(inputs)
-        with in_mode(model, recorder, training), recorder:
+        with _autocast(autocast), in_mode(model, recorder, training), recorder:
             outputs = inputs.call(model)
         recorder.graph.outputs = tuple(recorder.value(t) for t in tensors(outputs))
     except Exception as error:
         return recorder.graph, error
     return recorder.graph, None
+
+
+@contextmanager
+def _autocast(applies: bool) -> Iterator[None]:
+    """Apply the autocast around or none, without its cache, behind which a weight that was cast before is not seen."""
+    with ExitStack() as undo:
+        undo.callback(torch.set_autocast_cache_enabled, torch.is_autocast_cache_enabled())
+        for device in () if applies else _AUTOCAST:
+            if torch.is_autocast_enabled(device):
+                undo.enter_context(torch.autocast(device, enabled=False))
+        torch.set_autocast_cache_enabled(False)
+        yield
 
 
 @contextmanager
@@ -112,7 +160,8 @@ def in_mode(model: nn.Module, recorder: Recorder, training: bool = False) -> Ite
         undo.callback(torch.backends.mha.set_fastpath_enabled, fast_path)
         torch.backends.mha.set_fastpath_enabled(False)
         undo.callback(_snapshot(model))
-        undo.enter_context(torch.random.fork_rng(devices=[]))
+        devices = {parameter.device for parameter in model.parameters() if parameter.is_cuda}
+        undo.enter_context(torch.random.fork_rng(devices=devices))
         for module in model.modules():
             module.training = training
         hooks = (

@@ -143,6 +143,18 @@ class Graph:
     on_meta: bool = True
     failed_in: str | None = None
 
+    @cached_property
+    def follows_numbers(self) -> bool:
+        """Whether the shapes or the course of the run may be others for an input of the same shape."""
+        return not self.on_meta and any(_follows_numbers(op) for op in self.ops)
+
+
+def _follows_numbers(op: Op) -> bool:
+    if not {torch.Tag.dynamic_output_shape, torch.Tag.data_dependent_output}.intersection(op.target.tags):
+        return False
+    computed = [value.dtype for value in op.inputs if value.kind in ("input", "activation")]
+    return torch.bool in computed or torch.uint8 in computed if op.name == "index" else bool(computed)
+
 
 def moved_after(graph: Graph, other: Graph) -> Graph:
     """Return another recording of the same network with its numbers moved: both have only their tensors in common."""

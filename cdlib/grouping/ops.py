@@ -1,13 +1,13 @@
-"""What the rules ask about an operator: its named arguments, is it pointwise, is an operand a weight."""
+"""What is asked about operators: their named arguments, are they pointwise, does anything depend on their results."""
 
 from __future__ import annotations
 
 from functools import lru_cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
-from cdlib.graph import Op, Value
+from cdlib.graph import Graph, Op, Value, leaves
 
 
 def is_weight(value: Value) -> bool:
@@ -33,3 +33,61 @@ def arguments(op: Op) -> dict[str, Any]:
 def is_pointwise(target: Any) -> bool:
     """Whether an operator works element by element, after broadcasting."""
     return torch.Tag.pointwise in target.tags
+
+
+class Uses(NamedTuple):
+    """What becomes of the results of a run.
+
+    Attributes
+    ----------
+    values : set of int
+        The values that an output depends on, or what outlives the run: a tensor of before that is written to, a number
+        handed to Python.
+    ops : set of int
+        The operators that make them.
+    running : set of int
+        Those and the ones that some operator with weights depends on.
+    """
+
+    values: set[int]
+    ops: set[int]
+    running: set[int]
+
+
+def uses(graph: Graph) -> Uses:
+    """Find which operators of a run matter; a hook that logs a mean, for example, does not."""
+    held = {value.index for value in graph.values if value.name}
+    with_weights = set()
+    for op in graph.ops:
+        if any(value.index in held for value in op.inputs):
+            with_weights.add(op.index)
+            held.update(value.index for value in op.outputs if value.kind == "constant")
+    values, ops = _leading_to(graph, set())
+    return Uses(values, ops, _leading_to(graph, with_weights)[1])
+
+
+def _leading_to(graph: Graph, ends: set[int]) -> tuple[set[int], set[int]]:
+    """The values and operators that the outputs, what outlives the run, and some operators depend on."""
+    before = [value for value in graph.values if value.kind in ("input", "parameter", "buffer")]
+    values = {value.index for value in graph.outputs}
+    storages = {value.storage for value in (*graph.outputs, *before)}
+    storages |= {graph.values[index].storage for index in graph.constants}
+    ops = set()
+    for op in reversed(graph.ops):
+        if (
+            op.index in ends
+            or not op.outputs
+            or any(value.index in values for value in op.outputs)
+            or (op.target._schema.is_mutable and any(value.storage in storages for value in written(op)))
+        ):
+            ops.add(op.index)
+            values.update(value.index for value in op.inputs)
+            storages.update(value.storage for value in op.inputs)
+    return values, ops
+
+
+def written(op: Op) -> list[Value]:
+    """The tensors that an operator writes into."""
+    args = arguments(op)
+    into = [a.name for a in op.target._schema.arguments if a.alias_info is not None and a.alias_info.is_write]
+    return [leaf for leaf in leaves([args[name] for name in into]) if isinstance(leaf, Value)]

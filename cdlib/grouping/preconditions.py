@@ -83,10 +83,10 @@ _CHOICES = {"_local_scalar_dense", "is_nonzero", "equal"}
 def training_run(model: nn.Module, graph: Graph, example_input: ExampleInput, batch_dim: int | None) -> Graph | None:
     """Record a network in training mode, if there are weights that it uses then and not at inference; else None."""
     unused = {name for name, _ in model.named_parameters()} - _weights(graph)
-    if not unused or not graph.on_meta:
+    if not unused or graph.follows_numbers:
         return None
     args = repeated(example_input, batch_dim, 2)
-    training, error = run(model, args, on_meta=True, training=True)
+    training, error = run(model, args, on_meta=graph.on_meta, training=True)
     return training if error is None and unused & _weights(training) else None
 
 
@@ -96,11 +96,11 @@ def check_batch(model: nn.Module, graph: Graph, args: Inputs) -> None:
     Raises
     ------
     CdlibError
-        Since one run does not show what it does. A network that does not run on shapes alone is not checked.
+        Since one run does not show what it does. A network whose shapes depend on numbers is not checked.
     """
-    if not graph.on_meta:
+    if graph.follows_numbers:
         return
-    other, error = run(model, args, on_meta=True)
+    other, error = run(model, args, on_meta=graph.on_meta)
     if error is None and _weights(graph) != _weights(other):
         raise CdlibError(
             f"{type(model).__name__} uses other weights for several samples than for one: what was found out with one "

@@ -9,13 +9,17 @@ from __future__ import annotations
 
 from cdlib.graph import Graph, moved_after
 from cdlib.grouping.labels import Labels
-from cdlib.grouping.ops import arguments
-from cdlib.grouping.rules import rule_for
+from cdlib.grouping.ops import Uses, arguments, uses
+from cdlib.grouping.rules import reductions, rule_for, slicing
+from cdlib.grouping.rules.registry import no_rule
 from cdlib.grouping.walk_state import Walk
 
 MAKERS = {"expand", "repeat", "tile", "broadcast_to", "constant_pad_nd"}
 MAKERS |= {"zeros", "ones", "full", "empty", "new_zeros", "new_ones", "new_full"}
 """Operators whose results have labels although their operands have none."""
+
+RUNS_ON = {no_rule, reductions.reduction, slicing.ordered}
+"""Rules that keep labels for what the numbers mean and not since the operator could not run on fewer."""
 
 
 def propagate(
@@ -26,19 +30,28 @@ def propagate(
 ) -> Walk:
     """Walk once through a network, with the arguments of `Walk`."""
     walk = Walk(graph, splits, consumed_only, training)
-    _follow(walk, graph)
+    _follow(walk, graph, walk.uses)
     if training is not None:
         found = len(walk.ledger.noticed)
-        _follow(walk, moved_after(graph, training))
+        after = moved_after(graph, training)
+        _follow(walk, after, uses(after))
         del walk.ledger.noticed[found:]
     return walk
 
 
-def _follow(walk: Walk, graph: Graph) -> None:
+def _follow(walk: Walk, graph: Graph, used: Uses) -> None:
+    """Apply the rule of every operator. One whose result nobody uses has to run on, but no zero can change anything."""
+    ledger = walk.ledger
     for op in graph.ops:
+        frozen, noticed, lost = len(ledger.frozen), len(ledger.noticed), len(ledger.lost)
         if op.name in MAKERS or any(walk.labelled(value) for value in op.inputs):
-            outputs = rule_for(op)(walk, op, arguments(op))
+            rule = rule_for(op)
+            outputs = rule(walk, op, arguments(op))
             results = [outputs] if isinstance(outputs, Labels) else outputs
+            if op.index not in used.ops:
+                del ledger.noticed[noticed:], ledger.lost[lost:]
+            if op.index not in used.running and rule in RUNS_ON:
+                del ledger.frozen[frozen:]
         else:
             why = walk.of(op.inputs[0]).why if op.inputs else "meets a constant of fixed size"
             results = [Labels((None,) * len(v.shape), why) for v in op.outputs]

@@ -13,7 +13,7 @@ from torch import nn
 
 from cdlib.graph import Graph, Op, Value
 from cdlib.grouping.labels import Axis, Ids, Labels, Ledger
-from cdlib.grouping.ops import is_weight
+from cdlib.grouping.ops import is_weight, uses
 
 STRUCTURAL = "would have to change a dimension that is not channels"
 """How the reasons begin that another way to split a dimension may avoid."""
@@ -43,7 +43,7 @@ class Walk:
         consumed_only: set[tuple[str, int]] | None = None,
         training: Graph | None = None,
     ) -> None:
-        self.graph, self.training, self.ledger = graph, training, Ledger()
+        self.graph, self.training, self.ledger, self.uses = graph, training, Ledger(), uses(graph)
         self.splits, self.consumed_only = dict(splits or {}), consumed_only
         self.choices: dict[int, tuple[int, Ids]] = {}
         self.asked_weights = False
@@ -163,10 +163,8 @@ class Walk:
         return axis
 
     def used(self, values: Iterable[Value]) -> bool:
-        """Whether any of the values is read by a later operator or returned by the network."""
-        wanted = {value.index for value in values}
-        read = (value.index for op in self.graph.ops for value in op.inputs)
-        return any(index in wanted for index in (*read, *(value.index for value in self.graph.outputs)))
+        """Whether anything depends on some of the values."""
+        return any(value.index in self.uses.values for value in values)
 
     def statistics(self, op: Op, labels: Labels, dims: Iterable[int]) -> None:
         """Note that an operator takes statistics over some dimensions: zeros count in them."""

@@ -105,12 +105,12 @@ def first_difference(prediction: Prediction, after: Graph) -> str | None:
     expected = [op for op in prediction.graph.ops if op.name not in _SILENT]
     actual = [op for op in after.ops if op.name not in _SILENT]
     agree = _agree
-    if not (prediction.graph.on_meta and after.on_meta):
+    if prediction.graph.follows_numbers or after.follows_numbers:
         agree = _agree_in_numbers
         if [_PLAIN.get(op.name, op.name) for op in expected] != [_PLAIN.get(op.name, op.name) for op in actual]:
             expected, actual = _products(expected), _products(actual)
     for op, other in zip(expected, actual, strict=False):
-        if not agree(prediction, op, other):
+        if op.index in prediction.walk.uses.running and not agree(prediction, op, other):
             return op.module
     if after.failed_in is not None:
         return after.failed_in

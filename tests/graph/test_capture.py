@@ -174,3 +174,44 @@ def test_arguments_may_be_nested_and_given_by_name() -> None:
         capture(Named(), x, kwargs=[bias])  # type: ignore[arg-type]
     with pytest.raises(cdlib.CdlibError, match=r"those by name in kwargs"):
         capture(Named(), {"x": x})  # type: ignore[arg-type]
+
+
+def test_autocast_around_a_profile_applies_and_around_a_capture_does_not() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.ReLU(), nn.Conv2d(4, 5, 1))
+    x = torch.zeros(1, 3, 8, 8)
+    macs = cdlib.profile(model, x).macs
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        for _ in range(2):
+            assert [cdlib.graph.capture(model, x, autocast=cast).outputs[0].dtype for cast in (False, True)] == [
+                torch.float32,
+                torch.bfloat16,
+            ]
+            inside = cdlib.profile(model, x)
+            assert inside.macs == macs and inside.totals()["params"] == 4 * 4 + 5 * 5
+            # the cast of the input, two tensors of 4 channels and one of 5, two bytes a number
+            assert inside.totals()["activation_bytes"] == 64 * 2 * (3 + 4 + 4 + 5)
+
+
+def test_distances_to_the_input_under_autocast_have_the_dtype_of_a_real_run() -> None:
+    class Loss(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return nn.functional.mse_loss(x.bfloat16(), x.bfloat16())  # autocast computes it in float32
+
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        x = torch.zeros(2, 3)
+        assert cdlib.graph.capture(Loss(), x, autocast=True).outputs[0].dtype == Loss()(x).dtype == torch.float32
+
+
+def test_a_network_whose_user_put_hooks_on_it_runs_on_numbers_and_those_of_pytorch_do_not_matter() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.ReLU())
+    torch.nn.utils.prune.random_unstructured(model[0], "weight", 0.5)
+    x = torch.zeros(1, 3, 8, 8)
+    assert cdlib.graph.capture(model, x).on_meta
+    seen: list[torch.Tensor] = []
+    hook = model[1].register_forward_pre_hook(lambda module, args: seen.append(args[0]))
+    graph = cdlib.graph.capture(model, x)
+    assert not graph.on_meta and not graph.follows_numbers and [t.is_meta for t in seen] == [False]
+    hook.remove()
+    assert cdlib.graph.capture(model, x).on_meta
+    model.register_forward_hook(lambda module, args, out: out[out > 0])
+    assert cdlib.graph.capture(model, x).follows_numbers

@@ -416,3 +416,90 @@ def test_parameters_that_share_memory_are_refused():
     net[1].weight.data = net[0].weight.data
     with pytest.raises(CdlibError, match="share memory"):
         find_groups(net, torch.zeros(1, 4))
+
+
+def tables(groups):
+    return [(g.name, g.size, g.prunable, g.zero_invariant, g.reason, g.tensors, g.own) for g in groups]
+
+
+@pytest.mark.parametrize("of", [lambda net, x: None, find_groups, cdlib.profile])
+def test_groups_inside_autocast_are_those_outside(of):
+    net = nn.Sequential(conv(3, 4), nn.BatchNorm2d(4), conv(4, 5), nn.ReLU(), nn.Flatten(), nn.Linear(5 * 64, 3))
+    outside = tables(find_groups(net, IMAGE))
+    assert len(outside) == 3
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        of(net, IMAGE)  # anything that might leave casts of the weights in the cache
+        assert tables(find_groups(net, IMAGE)) == outside
+        assert torch.is_autocast_enabled("cpu") and torch.is_autocast_cache_enabled()
+        net(IMAGE).sum().backward()
+    assert all(parameter.grad is not None for parameter in net.parameters())  # not of casts that were made without
+
+
+def test_groups_of_a_network_that_casts_for_itself():
+    def forward(m, x):
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            return m.b(m.a(m.a(x)))
+
+    net = Net(forward, a=conv(3, 3), b=conv(3, 2))
+    for enabled in (False, True, True):
+        with torch.autocast("cpu", enabled=enabled, dtype=torch.bfloat16):
+            groups = find_groups(net, IMAGE)
+        assert groups.names == ["a", "b"] and set(groups["b"].tensors) == {("b.weight", 0), ("b.bias", 0)}
+
+
+LOGS = {
+    "mean": lambda out: out.mean(),
+    "dead neurons": lambda out: (out <= 0).float().mean((0, 2, 3)),
+    "largest channel": lambda out: out.argmax(1),
+    "median": lambda out: out.flatten().quantile(0.5),
+    "histogram, for which there is no rule": lambda out: torch.histc(out, 10),
+    "shares": lambda out: torch.softmax(out, 1),
+    "distance": lambda out: (out + 1).norm(),
+    "sum in place": lambda out: torch.zeros(()).add_(out.mean()),
+}
+
+
+@pytest.mark.parametrize("log", LOGS.values(), ids=LOGS)
+def test_what_nobody_reads_decides_nothing(log):
+    net = nn.Sequential(conv(3, 4), nn.ReLU(), conv(4, 5), nn.ReLU(), conv(5, 2))
+    plain, drop = tables(find_groups(net, IMAGE)), {"2": [1, 3]}
+    zeroed = cdlib.zero(net, IMAGE, drop)
+    seen = []
+    net[2].register_forward_hook(lambda module, args, out: seen.append(log(out)))
+    assert tables(find_groups(net, IMAGE)) == plain
+    x = torch.randn(2, 3, 8, 8)
+    small = cdlib.remove(net, IMAGE, drop)
+    torch.testing.assert_close(small(x), zeroed(x))
+    assert small[2].weight.shape[0] == 3 and type(small) is nn.Sequential  # its code was left alone
+
+
+def test_what_is_kept_for_later_decides():
+    total = torch.zeros(())
+    net = nn.Sequential(conv(3, 4), nn.ReLU(), conv(4, 2))
+    net[0].register_forward_hook(lambda module, args, out: total.add_(out.mean()) is None or None)
+    assert "takes statistics" in find_groups(net, IMAGE)["0"].reason
+
+
+def test_a_head_that_runs_unread_goes_along():
+    def forward(m, x):
+        y = m.a(x)
+        aux = m.aux(torch.cumsum(m.pre(y), 1).mean((2, 3)))
+        return (m.b(y), aux) if m.training else m.b(y)
+
+    net = Net(forward, a=conv(3, 4), b=conv(4, 2), pre=conv(4, 6), aux=nn.Linear(6, 3))
+    groups = find_groups(net, IMAGE)
+    assert {("pre.weight", 1), ("b.weight", 1)} <= set(groups["a"].tensors) and groups["a"].zero_invariant
+    assert "depends on its order" in groups["pre"].reason  # it has as many as the weight that reads it
+    small = cdlib.remove(net, IMAGE, {"a": [0, 2]})
+    assert small.pre.weight.shape == (6, 2, 1, 1)
+
+
+def test_hooks_get_numbers_and_masks_are_applied():
+    seen = []
+    net = nn.Sequential(conv(3, 4), nn.ReLU(), conv(4, 2))
+    net[0].register_forward_hook(lambda module, args, out: seen.append(out.mean()))
+    torch.nn.utils.prune.ln_structured(net[0], "weight", 1, n=1, dim=0)
+    net[2].register_forward_pre_hook(lambda module, args: (args[0] * 2,))
+    groups = find_groups(net, IMAGE)
+    assert groups.graph.calls and seen and not any(t.is_meta for t in seen)
+    assert ("0.weight_mask", 0) in groups["0"].tensors and groups["0"].zero_invariant

@@ -104,10 +104,19 @@ def stack(walk: Walk, op: Op, args: dict[str, Any]) -> Labels:
     return Labels((*labels.axes[:dim], None, *labels.axes[dim:]), labels.why)
 
 
-@rule("flip", "roll", "cumsum", "cumprod", "sort", "topk", "unfold", "index_select", "gather", "repeat_interleave")
-@rule("cummax", "cummin", "_fft_r2c", "_fft_c2r", "_fft_c2c")
+@rule("topk", "unfold", "index_select", "gather", "repeat_interleave")
+def picked(walk: Walk, op: Op, args: dict[str, Any]) -> list[Labels]:
+    """Operators that name some positions of a dimension, or their number: it has to stay, and have as many."""
+    return _ordered(walk, op, args)
+
+
+@rule("flip", "roll", "cumsum", "cumprod", "cummax", "cummin", "sort", "_fft_r2c", "_fft_c2r", "_fft_c2c")
 def ordered(walk: Walk, op: Op, args: dict[str, Any]) -> list[Labels]:
     """Operators for which the order of a dimension counts: it has to stay, the others do not matter."""
+    return _ordered(walk, op, args)
+
+
+def _ordered(walk: Walk, op: Op, args: dict[str, Any]) -> list[Labels]:
     source = op.inputs[0]
     found = walk.of(source)
     rank = len(found.axes)

@@ -7,8 +7,7 @@ from collections.abc import Mapping
 from torch import nn
 
 from cdlib.errors import CdlibError
-from cdlib.graph import Graph
-from cdlib.graph.tracing import ExampleInput, repeated, run
+from cdlib.graph import ExampleInput, Graph, record, repeated
 from cdlib.grouping import Ids, choose_reshapes
 from cdlib.surgery.prediction import Prediction
 from cdlib.surgery.rewriting.program import Rewritten
@@ -76,9 +75,7 @@ class Rewriter:
         from cdlib.surgery.removal import gone
 
         args = repeated(self._input, self._batch_dim, samples)
-        graph, error = run(self._model, args, on_meta=True)
-        if error is not None:
-            graph, error = run(self._model, args, on_meta=False)
+        graph, error = record(self._model, args)
         if error is not None:
             raise CdlibError(
                 f"{type(self._model).__name__} has code that does not follow the new widths, and cannot be rewritten, "

@@ -11,8 +11,12 @@ from torch.nn.utils import parametrize
 from torch.nn.utils.prune import BasePruningMethod
 from torch.nn.utils.weight_norm import WeightNorm
 
-Sizes = Mapping[str, tuple[tuple[int, ...], tuple[int, ...]]]
-"""The tensors of a module that were cut, by their names in it: shape before and after."""
+from cdlib.graph import Op, leaves
+from cdlib.grouping import arguments
+from cdlib.surgery.prediction import Prediction
+
+Sizes = Mapping[str, tuple[int, ...]]
+"""The shapes of the tensors of a module that were cut, by their names in it."""
 
 
 _KNOWN = (
@@ -29,7 +33,7 @@ def adjust(module: nn.Module, sizes: Sizes) -> None:
     module : nn.Module
         Changed in place; its tensors are cut already. Other modules are left alone, see `Guesses`.
     sizes : dict
-        The shapes of those that were cut, before and after.
+        The shapes of those that were cut.
     """
     _compute_again(module)
     weight = getattr(module, "weight", None)
@@ -40,19 +44,19 @@ def adjust(module: nn.Module, sizes: Sizes) -> None:
     elif isinstance(module, nn.Bilinear):
         module.out_features, module.in1_features, module.in2_features = module.weight.shape
     elif isinstance(module, nn.modules.batchnorm._NormBase):
-        module.num_features = next(after[0] for _, after in sizes.values())
+        module.num_features = next(shape[0] for shape in sizes.values())
     elif isinstance(module, nn.LayerNorm | nn.RMSNorm):
-        module.normalized_shape = next(after for _, after in sizes.values())
+        module.normalized_shape = next(iter(sizes.values()))
     elif isinstance(module, nn.GroupNorm):
         each = module.num_groups == module.num_channels
-        module.num_channels = next(after[0] for _, after in sizes.values())
+        module.num_channels = next(shape[0] for shape in sizes.values())
         module.num_groups = module.num_channels if each else module.num_groups
     elif isinstance(module, nn.PReLU):
         module.num_parameters = module.weight.shape[0]
     elif isinstance(module, nn.Embedding):
         module.num_embeddings, module.embedding_dim = module.weight.shape
     elif isinstance(module, nn.RNNBase):
-        module.input_size = int(next(after[1] for name, (_, after) in sizes.items() if name.startswith("weight_ih")))
+        module.input_size = int(next(shape[1] for name, shape in sizes.items() if name.startswith("weight_ih")))
 
 
 def own_tensors(module: nn.Module) -> dict[str, Tensor]:
@@ -83,39 +87,47 @@ def _convolution(module: nn.modules.conv._ConvNd, shape: Any) -> None:
 
 
 class Guesses:
-    """Numbers that modules other than PyTorch's layers seem to keep about their tensors; changed only where needed.
+    """Numbers that modules other than PyTorch's layers seem to keep about widths; changed only where needed.
 
-    A number, or one in a tuple, that is the size of a dimension that was cut, and of no other, may have to become its
-    new size; but it may also be something else. `make` tries it for a module that does not run as it should, and
-    `undo` takes it back where that did not help. `made` says what was changed, by module.
+    A number, or one in a tuple, that is also an argument of the operator that a module does not run as it should (or a
+    size of what that reads or makes) may have to become what it is in the prediction; but it may also be something
+    else. `make` tries it, and `undo` takes it back where that did not help. `made` says what was changed, by module.
     """
 
-    def __init__(self, model: nn.Module, shapes: Mapping[int, tuple[tuple[int, ...], tuple[int, ...]]]) -> None:
+    def __init__(self, model: nn.Module) -> None:
         self._model = model
-        self._new: dict[str, dict[str, Any]] = {}
+        self._tried: set[tuple[str, str]] = set()
         self._old: dict[str, dict[str, Any]] = {}
         self.made: dict[str, dict[str, Any]] = {}
-        for path, module in model.named_modules():
-            own = own_tensors(module).values()
-            pairs = {pair for t in own if id(t) in shapes for pair in zip(*shapes[id(t)], strict=True)}
-            if pairs and not isinstance(module, _KNOWN):
-                pairs |= {(size, size) for t in own if id(t) not in shapes for size in t.shape}
-                self._new[path] = _numbers(module, pairs)
 
-    def make(self, name: str) -> bool:
-        """Change the numbers of a module, and of the others of its class; return whether any changed."""
-        kind = type(self._model.get_submodule(name))
-        alike = [path for path in self._new if type(self._model.get_submodule(path)) is kind]
-        if name not in alike:
+    def make(self, name: str, op: Op | None, prediction: Prediction) -> bool:
+        """Change the numbers of a module, and of the others of its class; return whether any changed there."""
+        if op is None or op.module != name:
             return False
+        kind = type(self._model.get_submodule(name))
+        alike = {path for path, module in self._model.named_modules() if type(module) is kind}
+        ops: dict[str, list[Op]] = {path: [] for path in alike}
+        for each in prediction.graph.ops:
+            if each.module in alike:
+                ops[each.module].append(each)
+        place = ops[name].index(op)
         changed = False
-        for path in alike:
-            module, new = self._model.get_submodule(path), self._new.pop(path)
-            self._old[path] = {key: getattr(module, key) for key in new}
-            self.made[path] = new
-            changed |= bool(new)
-            vars(module).update(new)
+        for path in sorted(alike, key=name.__ne__):
+            if place < len(ops[path]) and ops[path][place].target is op.target:
+                changed |= self._change(path, _new_numbers(ops[path][place], prediction)) and path == name
+            if not changed:
+                break
         return changed
+
+    def _change(self, path: str, new: Mapping[int, int]) -> bool:
+        module = self._model.get_submodule(path)
+        found = {key: n for key, n in _numbers(module, new).items() if (path, key) not in self._tried}
+        if found and not isinstance(module, _KNOWN):
+            self._tried |= {(path, key) for key in found}
+            self._old.setdefault(path, {}).update({key: getattr(module, key) for key in found})
+            self.made.setdefault(path, {}).update(found)
+            vars(module).update(found)
+        return bool(found)
 
     def undo(self, name: str) -> None:
         """Put the numbers of a module back."""
@@ -124,9 +136,21 @@ class Guesses:
             del self.made[name]
 
 
-def _numbers(module: nn.Module, pairs: set[tuple[int, int]]) -> dict[str, Any]:
-    """The attributes of a module that hold sizes that were cut, with the sizes after it."""
-    new = {b: a for b, a in pairs if sum(b == other for other, _ in pairs) == 1 and a != b}
+def _new_numbers(op: Op, prediction: Prediction) -> dict[int, int]:
+    """What the numbers of an operator become, if each becomes one thing: its arguments, else sizes of its tensors."""
+    before, after = arguments(op), prediction.arguments(op)
+    given = [(before[name], after.get(name)) for name in before]
+    sizes = [(value.shape, prediction.shape(value)) for value in (*op.inputs, *op.outputs)]
+    found: dict[int, int] = {}
+    for changes in (given, sizes):
+        both = [pair for one, other in changes for pair in zip(leaves(one), leaves(other), strict=False)]
+        pairs = {(a, b) for a, b in both if type(a) is type(b) is int and a != b}
+        found = {a: b for a, b in pairs if sum(a == other for other, _ in pairs) == 1} | found
+    return found
+
+
+def _numbers(module: nn.Module, new: Mapping[int, int]) -> dict[str, Any]:
+    """The attributes of a module that hold numbers which become others, with what they become."""
     found: dict[str, Any] = {}
     for name, value in vars(module).items():
         if name.startswith("_") or isinstance(value, bool):

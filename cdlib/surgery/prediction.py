@@ -8,18 +8,44 @@ there, or a scale from the number of channels.
 from __future__ import annotations
 
 import math
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 import numpy as np
+import torch
 
+from cdlib.errors import CdlibError
 from cdlib.graph import Graph, Op, Value, leaves
-from cdlib.grouping import Flags, Walk, arguments
+from cdlib.grouping import Flags, Ids, Key, Walk, arguments
 
 _SILENT = {"clone", "contiguous", "alias", "detach", "_to_copy", "as_strided_", "lift_fresh", "empty"}
 _SAME = {"_unsafe_view": "view", "reshape": "view", "split": "split_with_sizes", "_reshape_alias": "view"}
 _PLAIN = {**_SAME, "mm": "addmm"}
 _SIZED = {"view", "_unsafe_view", "reshape", "expand", "zeros", "ones", "full", "empty"}
 _SIZED |= {"new_zeros", "new_ones", "new_full", "new_empty", "_reshape_alias"}
+
+
+def gone(walk: Walk, slices: Mapping[Key, Ids]) -> Flags:
+    """Mark the labels that vanish with some slices.
+
+    Raises
+    ------
+    CdlibError
+        If the network has no such slices, or others would have to vanish with them.
+    """
+    ledger, of = walk.ledger, walk.ledger.components()
+    marks = np.zeros(ledger.count, dtype=bool)
+    for (tensor, dim), ids in slices.items():
+        first, size = ledger.atoms.get((tensor, dim), (0, 0))
+        if ids.size and ids.max() >= size:
+            raise CdlibError(f"{tensor} has no index {ids.max()} in dimension {dim}: it is another network.")
+        marks[of[first + ids]] = True
+    marks = marks[of]
+    none = np.empty(0, dtype=np.int64)
+    for (tensor, dim), (first, size) in ledger.atoms.items():
+        if not np.array_equal(np.flatnonzero(marks[first : first + size]), slices.get((tensor, dim), none)):
+            raise CdlibError(f"the slices to remove do not belong together in {tensor}, dimension {dim}.")
+    return marks
 
 
 class Prediction:
@@ -100,10 +126,16 @@ class Prediction:
         return found
 
 
-def first_difference(prediction: Prediction, after: Graph) -> str | None:
-    """Return the module in which a cut network first does not run as predicted; None if it does to the end."""
-    expected = [op for op in prediction.graph.ops if op.name not in _SILENT]
-    actual = [op for op in after.ops if op.name not in _SILENT]
+class Difference(NamedTuple):
+    """The module whose code does not do as predicted, and the operator that it should have run, if there is one."""
+
+    module: str
+    op: Op | None
+
+
+def first_difference(prediction: Prediction, after: Graph) -> Difference | None:
+    """Return where a cut network first does not run as predicted; None if it does to the end."""
+    expected, actual = _compared(prediction.graph), _compared(after)
     agree = _agree
     if prediction.graph.follows_numbers or after.follows_numbers:
         agree = _agree_in_numbers
@@ -111,10 +143,17 @@ def first_difference(prediction: Prediction, after: Graph) -> str | None:
             expected, actual = _products(expected), _products(actual)
     for op, other in zip(expected, actual, strict=False):
         if op.index in prediction.walk.uses.running and not agree(prediction, op, other):
-            return op.module
-    if after.failed_in is not None:
-        return after.failed_in
-    return expected[len(actual)].module if len(actual) < len(expected) else None
+            return Difference(op.module, op)
+    missing = expected[len(actual)] if len(actual) < len(expected) else None
+    failed = after.failed_in
+    if failed is not None and (missing is None or f"{missing.module}.".startswith(f"{failed}." if failed else "")):
+        return Difference(failed, missing)
+    return Difference(missing.module, missing) if missing is not None else None
+
+
+def _compared(graph: Graph) -> list[Op]:
+    """The operators that compute something, without those that copy, fill memory or tell a profiler."""
+    return [op for op in graph.ops if op.name not in _SILENT and op.target.namespace != "profiler"]
 
 
 def _products(ops: list[Op]) -> list[Op]:
@@ -169,4 +208,6 @@ def _equal(a: Any, b: Any) -> bool:
 def _number(x: Any, y: Any) -> bool:
     if isinstance(x, float) and isinstance(y, float):
         return math.isclose(x, y, rel_tol=1e-12)
+    if isinstance(x, torch.ScriptObject | torch.Generator):  # a handle, which another run has another one of
+        return type(x) is type(y)
     return bool(x == y)

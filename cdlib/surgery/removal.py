@@ -17,10 +17,10 @@ from torch import Tensor, nn
 
 from cdlib.errors import CdlibError, check_whole
 from cdlib.graph.tracing import ExampleInput, one_sample, repeated, run
-from cdlib.grouping import Drop, Flags, Groups, Ids, Key, Walk, check_batch, find_groups
+from cdlib.grouping import Drop, Groups, Ids, Key, Walk, check_batch, find_groups
 from cdlib.surgery.attributes import Guesses, adjust, own_tensors
 from cdlib.surgery.history import note
-from cdlib.surgery.prediction import Prediction, first_difference
+from cdlib.surgery.prediction import Prediction, first_difference, gone
 from cdlib.surgery.rewriting.rewriter import Rewriter
 from cdlib.text import one_line
 from cdlib.torch_state import tensors_of
@@ -133,7 +133,8 @@ def cut(
     if not slices:
         return small
     check_batch(model, walk.graph, repeated(example_input, batch_dim, 2))
-    guesses = Guesses(small, shrink(small, slices))
+    shrink(small, slices)
+    guesses = Guesses(small)
     rewriter = Rewriter(model, example_input, slices, batch_dim, walk.training)
     prediction = Prediction(walk, gone(walk, slices))
     args = one_sample(example_input, batch_dim)
@@ -142,39 +143,15 @@ def cut(
         wrong = first_difference(prediction, after)
         if wrong is None and error is None:
             break
-        if guesses.make(wrong or ""):
+        module, op = wrong or ("", None)
+        if guesses.make(module, op, prediction):
             continue
-        guesses.undo(wrong or "")
-        small = rewriter.rewrite(small, wrong or "", error)
+        guesses.undo(module)
+        small = rewriter.rewrite(small, module, error)
         prediction, args = rewriter.prediction, rewriter.args
     done = note(model, example_input, slices, batch_dim, rewritten(small), guesses.made)
     setattr(small, HISTORY, [*getattr(model, HISTORY, []), done])
     return small
-
-
-def gone(walk: Walk, slices: Mapping[Key, Ids]) -> Flags:
-    """Mark the labels that vanish with some slices.
-
-    Raises
-    ------
-    CdlibError
-        If the network has no such slices, or others would have to vanish with them.
-    """
-    ledger, of = walk.ledger, walk.ledger.components()
-    marks = np.zeros(ledger.count, dtype=bool)
-    for (tensor, dim), ids in slices.items():
-        first, size = ledger.atoms.get((tensor, dim), (0, 0))
-        if ids.size and ids.max() >= size:
-            raise CdlibError(f"{tensor} has no index {ids.max()} in dimension {dim}: it is another network.")
-        marks[of[first + ids]] = True
-    marks = marks[of]
-    for (tensor, dim), (first, size) in ledger.atoms.items():
-        if not np.array_equal(np.flatnonzero(marks[first : first + size]), slices.get((tensor, dim), _NONE)):
-            raise CdlibError(f"the slices to remove do not belong together in {tensor}, dimension {dim}.")
-    return marks
-
-
-_NONE = np.empty(0, dtype=np.int64)
 
 
 def copied(model: nn.Module) -> nn.Module:
@@ -194,18 +171,15 @@ def copied(model: nn.Module) -> nn.Module:
         raise CdlibError(f"{type(model).__name__} cannot be copied ({one_line(error)}).") from error
 
 
-def shrink(model: nn.Module, slices: Mapping[Key, Ids]) -> dict[int, tuple[tuple[int, ...], tuple[int, ...]]]:
-    """Cut slices out of the tensors of a network in place, and make the attributes of PyTorch's layers agree.
-
-    Returns the shapes of the tensors that were cut before and after, by the tensors' ids.
-    """
-    held, shapes = tensors_of(model), dict[int, tuple[tuple[int, ...], tuple[int, ...]]]()
+def shrink(model: nn.Module, slices: Mapping[Key, Ids]) -> None:
+    """Cut slices out of the tensors of a network in place, and make the attributes of PyTorch's layers agree."""
+    held, shapes = tensors_of(model), dict[int, tuple[int, ...]]()
     by_tensor: dict[str, dict[int, Ids]] = {}
     for (name, dim), ids in slices.items():
         by_tensor.setdefault(name, {})[dim] = ids
     for name, dims in by_tensor.items():
         tensor = held[name]
-        before, data = tuple(tensor.shape), tensor.detach()
+        data = tensor.detach()
         for dim, ids in dims.items():
             stays = np.setdiff1d(np.arange(data.shape[dim]), ids)
             data = data.index_select(dim, torch.from_numpy(stays).to(data.device))
@@ -213,13 +187,12 @@ def shrink(model: nn.Module, slices: Mapping[Key, Ids]) -> dict[int, tuple[tuple
         last = last and not tensor.is_contiguous()
         tensor.data = data.contiguous(memory_format=torch.channels_last if last else torch.contiguous_format)
         tensor.grad = None
-        shapes[id(tensor)] = (before, tuple(data.shape))
+        shapes[id(tensor)] = tuple(data.shape)
     for module in model.modules():
         own = own_tensors(module)
         sizes = {name: shapes[id(tensor)] for name, tensor in own.items() if id(tensor) in shapes}
         if sizes:
             adjust(module, sizes)
-    return shapes
 
 
 def rewritten(model: nn.Module) -> list[str]:

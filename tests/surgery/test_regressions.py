@@ -274,3 +274,82 @@ def test_transformer_layer_does_not_pass_by_a_rewritten_attention() -> None:
     with torch.no_grad():
         fused = small(x)
     assert torch.allclose(fused, small(x), rtol=1e-12)
+
+
+class SplitInTwo(nn.Module):
+    """A C2f block of YOLO: it keeps half a width, but no tensor."""
+
+    def __init__(self, width: int, out: int, c: int) -> None:
+        super().__init__()
+        self.c, self.first, self.inner = c, nn.Conv2d(width, 2 * c, 1), nn.Conv2d(c, c, 3, padding=1)
+        self.last = nn.Conv2d(3 * c, out, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        one, two = self.first(x).split((self.c, self.c), 1)
+        return self.last(torch.cat([one, two, self.inner(two)], 1))
+
+
+class Ghost(nn.Module):
+    """A ghost module: half of the maps are made from the others, and of an odd number one is too many."""
+
+    def __init__(self, width: int, out: int) -> None:
+        super().__init__()
+        half = -(-out // 2)
+        self.out, self.first = out, nn.Conv2d(width, half, 1)
+        self.cheap = nn.Conv2d(half, half, 3, padding=1, groups=half)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.first(x).relu()
+        return torch.cat([y, self.cheap(y).relu()], 1)[:, : self.out]
+
+
+@pytest.mark.parametrize("units", [1, 2])
+@pytest.mark.parametrize(
+    "layers", [(SplitInTwo(8, 6, 4), nn.Conv2d(6, 2, 1)), (Ghost(8, 7), nn.BatchNorm2d(7), Ghost(7, 5), nn.ReLU())]
+)
+def test_numbers_of_modules_without_tensors_follow(layers: tuple[nn.Module, ...], units: int) -> None:
+    model = numbers(nn.Sequential(nn.Conv2d(3, 8, 1), *layers))
+    drop = {g.name: range(units) for g in cdlib.find_groups(model, IMAGE).prunable if g.size > units}
+    small = cdlib.remove(model, IMAGE, drop)
+    assert rewritten(small) == []
+    larger = torch.cat([IMAGE, IMAGE], 2)
+    assert (small(larger) - cdlib.zero(model, IMAGE, drop)(larger)).abs().max() < 1e-12
+
+
+def test_only_what_is_concerned_is_rewritten_when_the_next_layer_raises() -> None:
+    """The slice takes all that is left, which PyTorch does not count as a slice, and the batch norm complains."""
+
+    class Stubborn(Ghost):
+        def forward(self, x: Tensor) -> Tensor:
+            y = self.first(x).relu()
+            return torch.cat([y, self.cheap(y).relu()], 1)[:, :7]
+
+    model = numbers(nn.Sequential(nn.Conv2d(3, 8, 1), Stubborn(8, 7), nn.BatchNorm2d(7), nn.Conv2d(7, 2, 1)))
+    assert rewritten(cdlib.remove(model, IMAGE, {"1.first": [0]})) == ["1"]
+    assert apart(model, IMAGE, {"1.first": [0]}) < 1e-12
+
+
+class Profiled(Between):
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.profiler.record_function("all of it"):
+            return super().forward(x)
+
+
+class Halved(nn.Module):
+    """Its code does not follow widths."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.profiler.record_function("halves"):
+            return x.view(len(x), 8, 4, 4) * 2
+
+
+@pytest.mark.parametrize("middle", [nn.ReLU(), Halved()])
+def test_what_a_profiler_is_told_is_no_operator(middle: nn.Module) -> None:
+    assert apart(numbers(Profiled(middle)), IMAGE, {"a": [1, 3]}) < 1e-12
+
+
+def test_data_parallel_is_cut_like_any_network() -> None:
+    model = numbers(nn.DataParallel(Between(nn.ReLU())))
+    small = cdlib.remove(model, IMAGE, {"module.a": [1]})
+    assert not rewritten(small) and isinstance(small, nn.DataParallel)
+    assert (small(IMAGE) - cdlib.zero(model, IMAGE, {"module.a": [1]})(IMAGE)).abs().max() < 1e-12

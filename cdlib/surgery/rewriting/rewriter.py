@@ -9,7 +9,7 @@ from torch import nn
 from cdlib.errors import CdlibError
 from cdlib.graph import ExampleInput, Graph, record, repeated
 from cdlib.grouping import Ids, choose_reshapes
-from cdlib.surgery.prediction import Prediction
+from cdlib.surgery.prediction import Prediction, gone
 from cdlib.surgery.rewriting.program import Rewritten
 from cdlib.surgery.rewriting.writer import NotPossible, Writer, inside
 from cdlib.text import one_line
@@ -72,8 +72,6 @@ class Rewriter:
             name = name.rpartition(".")[0]
 
     def _record(self, samples: int) -> Prediction:
-        from cdlib.surgery.removal import gone
-
         args = repeated(self._input, self._batch_dim, samples)
         graph, error = record(self._model, args)
         if error is not None:

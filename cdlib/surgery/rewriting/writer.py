@@ -69,6 +69,8 @@ class Writer:
             raise NotPossible(
                 f"{self.name or 'the network'} does not run the same operators for every number of samples"
             )
+        if op.target.namespace == "profiler":
+            return None
         if op.name in _SKIPPED and (op.name != "empty" or not op.outputs[0].numel):
             return None
         args, others = self.two.arguments(op), self.three.arguments(other)

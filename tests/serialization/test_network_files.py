@@ -305,6 +305,29 @@ def test_options_that_json_does_not_have_need_the_network(tmp_path: Path) -> Non
     assert_same(model, cdlib.load(tmp_path / "norm.cdlib", build()))
 
 
+OLD: dict[str, tuple[type[nn.Module] | None, list[float]]] = {
+    "by_name": (None, [117518.164062, 187175.625, 143055.609375]),
+    "own": (Own, [306.525388, 324.510262, 285.125817, 444.951389]),
+    "masked": (Own, [144.075577, 116.262375, 0.54914, 231.884033]),
+    "rewritten": (Stubborn, [5.784414, 7.269592, 6.305442, 2.914915, 6.855226, 5.455503]),
+}
+"""Files that cdlib wrote before November 2026: the class, and the outputs of the network then. The first and the last were cut twice."""
+
+
+@pytest.mark.parametrize("name", OLD)
+def test_files_that_were_saved_long_ago_still_load(name: str) -> None:
+    kind, outputs = OLD[name]
+    model = cdlib.load(Path(__file__).parent / "data" / f"{name}.cdlib", kind() if kind else None)
+    x = torch.arange(6.0).reshape(1, 6) if kind is Stubborn else torch.arange(192).reshape(1, 3, 8, 8) / 192
+    with torch.no_grad():
+        found = model(x.to(next(model.parameters()).dtype))
+    torch.testing.assert_close(found[0].double(), torch.tensor(outputs).double(), rtol=1e-5, atol=1e-5)
+    assert bool(rewritten(model)) == (kind is Stubborn)
+    assert next(model.parameters()).dtype == (torch.float64 if name == "own" else torch.float32)
+    assert any(key.endswith("_mask") for key in tensors_of(model)) == (name == "masked")
+    assert not model.training and getattr(model, HISTORY)
+
+
 # --------------------------------------------------------------------------------------------- files that are not right
 
 

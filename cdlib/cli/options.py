@@ -78,7 +78,6 @@ def build(model: str, classes: int, example: Tensor, settings: Settings, weights
     """
     from cdlib import models
     from cdlib.cli import arguments
-    from cdlib.models import pretrained as checkpoints
     from cdlib.serialization import network_files as files
 
     if is_saved(model):
@@ -90,7 +89,7 @@ def build(model: str, classes: int, example: Tensor, settings: Settings, weights
     if weights is not None and is_saved(weights):
         return files.load(weights, made)
     if weights is not None:
-        checkpoints.load(made, weights)
+        models.load_weights(made, weights)
     return made
 
 

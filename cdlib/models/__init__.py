@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from cdlib.models.architectures import BOOK, check_drop_path, reinitialised, set_stem
+from cdlib.models.architectures import BOOK, reinitialised, set_stem
 from cdlib.models.by_name import RECIPE, build, names, options
+from cdlib.models.state_dicts import load_weights
 
 __all__ = [
     "BOOK",
     "RECIPE",
     "build",
-    "check_drop_path",
+    "load_weights",
     "names",
     "options",
     "reinitialised",

@@ -15,14 +15,9 @@ from functools import partial
 from typing import Literal
 
 import torch
-import torchvision.models as zoo
 from torch import nn
-from torchvision.models.convnext import CNBlockConfig, ConvNeXt
-from torchvision.models.mobilenetv2 import InvertedResidual
-from torchvision.models.resnet import BasicBlock
-from torchvision.ops import Conv2dNormActivation
 
-from cdlib.errors import CdlibError
+from cdlib.errors import CdlibError, check_share
 
 # The stem's stride -> (kernel, padding). 4 is the published patch stem; 2 and 1 keep more of a small image.
 STEMS = {4: (4, 0), 2: (3, 1), 1: (3, 1)}
@@ -68,7 +63,9 @@ def vgg16_cifar(classes: int = 10, *, norm: bool = False) -> nn.Module:
 
 def resnet_cifar(depth: int, classes: int = 10) -> nn.Module:
     """torchvision's ResNet-18 or ResNet-50 with a 3x3 stem of stride 1 and no max pooling (11.17 M and 23.52 M)."""
-    model = {18: zoo.resnet18, 50: zoo.resnet50}[depth](num_classes=classes)
+    import torchvision.models as zoo
+
+    model = zoo.get_model(f"resnet{depth}", num_classes=classes)
     model.conv1 = _initialised(nn.Conv2d(3, 64, 3, padding=1, bias=False))
     model.maxpool = nn.Identity()
     return model
@@ -76,6 +73,8 @@ def resnet_cifar(depth: int, classes: int = 10) -> nn.Module:
 
 def mobilenet_v2_cifar(classes: int = 10) -> nn.Module:
     """torchvision's MobileNetV2 with stride 1 in the stem and in the second stage: maps of 32, 16, 8 and 4 (2.24 M)."""
+    import torchvision.models as zoo
+
     model = zoo.mobilenet_v2(num_classes=classes, inverted_residual_setting=[list(stage) for stage in MOBILENET_V2])
     model.features[0][0].stride = (1, 1)
     return model
@@ -95,8 +94,12 @@ def convnext(size: str, classes: int = 10, *, stem: int = 4, drop_path: float | 
     drop_path : float, optional
         Stochastic depth of the last block, in [0, 1); torchvision's own (0.1, 0.4, 0.5, 0.5 by size) by default.
     """
-    check_drop_path(drop_path)
-    options = {} if drop_path is None else {"stochastic_depth_prob": drop_path}
+    import torchvision.models as zoo
+
+    options = {}
+    if drop_path is not None:
+        check_share("drop_path", drop_path)
+        options["stochastic_depth_prob"] = drop_path
     model = zoo.get_model(f"convnext_{size}", weights=None, num_classes=classes, **options)
     set_stem(model.features[0], stem)
     return model
@@ -118,6 +121,9 @@ def vgg_mini(classes: int = 10, *, in_channels: int = 3) -> nn.Module:
 
 def resnet_mini(classes: int = 10, *, in_channels: int = 3) -> nn.Module:
     """ResNet-20 of He et al. (arXiv 1512.03385, section 4.2) with 1x1 projection shortcuts (0.27 M)."""
+    from torchvision.models.resnet import BasicBlock
+    from torchvision.ops import Conv2dNormActivation
+
     stages, width = [], 16
     for out, stride in ((16, 1), (32, 2), (64, 2)):
         shortcut = None
@@ -132,6 +138,9 @@ def resnet_mini(classes: int = 10, *, in_channels: int = 3) -> nn.Module:
 
 def mobilenet_mini(classes: int = 10, *, in_channels: int = 3) -> nn.Module:
     """A small MobileNetV2: six inverted residuals between a 3x3 stem and a 1x1 convolution (38 k)."""
+    from torchvision.models.mobilenetv2 import InvertedResidual
+    from torchvision.ops import Conv2dNormActivation
+
     conv = partial(Conv2dNormActivation, activation_layer=nn.ReLU6)
     layers: list[nn.Module] = [conv(in_channels, 16, 3)]
     width = 16
@@ -144,7 +153,9 @@ def mobilenet_mini(classes: int = 10, *, in_channels: int = 3) -> nn.Module:
 
 def convnext_mini(classes: int = 10, *, in_channels: int = 3, stem: int = 2, drop_path: float = 0.0) -> nn.Module:
     """A small ConvNeXt: widths 64-128-256, depths 2-2-2 (1.6 M). Its smallest input is 4 x stem: 8x8 with stem 2."""
-    check_drop_path(drop_path)
+    from torchvision.models.convnext import CNBlockConfig, ConvNeXt
+
+    check_share("drop_path", drop_path)
     stages = [CNBlockConfig(64, 128, 2), CNBlockConfig(128, 256, 2), CNBlockConfig(256, None, 2)]
     model = ConvNeXt(stages, stochastic_depth_prob=drop_path, num_classes=classes)
     set_stem(model.features[0], stem, in_channels)
@@ -216,12 +227,6 @@ def set_stem(parent: nn.Module, stem: int, in_channels: int = 3) -> None:
     assert new.bias is not None
     nn.init.zeros_(new.bias)
     setattr(parent, name, new)
-
-
-def check_drop_path(rate: float | None) -> None:
-    """Raise a CdlibError unless `rate` is None or a probability below 1."""
-    if rate is not None and not (isinstance(rate, int | float) and 0 <= rate < 1):
-        raise CdlibError(f"drop_path={rate!r} is not a probability: give a number from 0 to below 1.")
 
 
 def _network(features: nn.Module, head: nn.Module, *, pool: int = 1) -> nn.Sequential:

@@ -19,7 +19,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from cdlib.errors import CdlibError, unknown
+from cdlib.errors import CdlibError, check_share, check_whole, unknown
+from cdlib.models.architectures import BOOK, set_stem
+from cdlib.models.pretrained import fetching, of_timm, of_torchvision
+from cdlib.text import one_line
 
 RECIPE = "cdlib_recipe"
 """The attribute of a built network that says what `build` was called with: its name, classes and options."""
@@ -57,20 +60,18 @@ def build(name: str, classes: int = 10, *, pretrained: bool = False, **options: 
     """
     if not isinstance(name, str):
         raise unknown("model", name, names())
-    _check_count("classes", classes)
+    check_whole("classes", classes, 1)
     model = _built(name, classes, pretrained, options)
     setattr(model, RECIPE, {"name": name, "classes": classes, "options": options})
     return model
 
 
 def _built(name: str, classes: int, pretrained: bool, options: dict[str, Any]) -> nn.Module:
-    from cdlib.models.architectures import BOOK
-
     if _is_file(name):
         return _from_file(name, classes, pretrained, options)
     if name in BOOK:
         _check(name, options, _names(BOOK[name], but=("classes",)))
-        _check_count("in_channels", options.get("in_channels", 3))
+        check_whole("in_channels", options.get("in_channels", 3), 1)
         fresh = BOOK[name](classes, **options)
     elif _in_torchvision(name):
         fresh = _from_torchvision(name, {"num_classes": classes, **options})
@@ -82,8 +83,6 @@ def _built(name: str, classes: int, pretrained: bool, options: dict[str, Any]) -
 def names() -> list[str]:
     """Return the names `build` knows by itself: the book's networks, then torchvision's other classifiers."""
     import torchvision.models as zoo
-
-    from cdlib.models.architectures import BOOK
 
     return [*BOOK, *(name for name in zoo.list_models(module=zoo) if name not in BOOK)]
 
@@ -97,8 +96,6 @@ def options(name: str) -> list[str]:
         Unknown name, or a file or function that cannot be used.
     """
     import torchvision.models as zoo
-
-    from cdlib.models.architectures import BOOK
 
     if _is_file(name):
         with _function(name) as function:
@@ -127,7 +124,7 @@ def _from_torchvision(name: str, arguments: Mapping[str, Any]) -> nn.Module:
         return model.to(torch.get_default_device())
     except Exception as error:
         raise CdlibError(
-            f"torchvision cannot build {name!r} with {_given(arguments)} ({_reason(error)}); "
+            f"torchvision cannot build {name!r} with {_given(arguments)} ({one_line(error)}); "
             f"its options: {', '.join(options(name)) or 'none'}."
         ) from error
 
@@ -136,17 +133,15 @@ def _from_timm(name: str, arguments: Mapping[str, Any]) -> nn.Module:
     import timm
     from timm.models import ConvNeXt
 
-    from cdlib.models.architectures import check_drop_path, set_stem
-
     short, arguments = _timm_name(name), dict(arguments)
     stem = arguments.pop("stem", None)
     if "drop_path" in arguments:
-        check_drop_path(arguments["drop_path"])
+        check_share("drop_path", arguments["drop_path"])
         arguments["drop_path_rate"] = arguments.pop("drop_path")
     try:
         model = timm.create_model(short, **arguments)
     except Exception as error:
-        raise CdlibError(f"timm cannot build {short!r} with {_given(arguments)} ({_reason(error)}).") from error
+        raise CdlibError(f"timm cannot build {short!r} with {_given(arguments)} ({one_line(error)}).") from error
     if stem is not None:
         if not isinstance(model, ConvNeXt) or model.stem[0].stride != (4, 4):
             raise CdlibError(f"{name!r} takes no option 'stem': it is for a ConvNeXt whose stem is a 4x4 patch.")
@@ -156,28 +151,17 @@ def _from_timm(name: str, arguments: Mapping[str, Any]) -> nn.Module:
 
 def _pretrained(name: str, fresh: nn.Module, options: Mapping[str, Any]) -> nn.Module:
     """Build `name` again with ImageNet weights, and put in every layer of `fresh` that these do not fit."""
-    from cdlib.models import pretrained as weights
-    from cdlib.models.architectures import BOOK
-
     options = {key: value for key, value in options.items() if key != "stem"}
     if _in_torchvision(name):
         if name in BOOK and "drop_path" in options:
             options["stochastic_depth_prob"] = options.pop("drop_path")
-        chosen, file = weights.from_torchvision(name)
-        extra = {"weights": chosen}
-        make: Callable[..., nn.Module] = _from_torchvision
+        weights, make = of_torchvision(name), _from_torchvision
     elif name in BOOK:
         raise CdlibError(f"{name!r} is the book's own and has no ImageNet weights: build it with pretrained=False.")
     else:
-        file = weights.from_timm(_timm_name(name))
-        extra = {"pretrained": True, "pretrained_cfg_overlay": {"file": str(file)}}
-        make = _from_timm
-    try:
-        model = make(name, {**extra, **options})
-    except CdlibError as error:
-        # `fresh` was built with the same options, so the file must be the reason.
-        cause = _reason(error.__cause__ or error)
-        raise CdlibError(f"{file} does not hold the weights of {name!r} ({cause}): delete it and try again.") from error
+        weights, make = of_timm(_timm_name(name)), _from_timm
+    with fetching(name, weights):  # `fresh` was built with the same options: nothing else can fail
+        model = make(name, {**weights.arguments, **options})
     shapes = {key: value.shape for key, value in model.named_parameters()}
     for path, module in list(fresh.named_modules()):
         own = {f"{path}.{key}": value.shape for key, value in module.named_parameters(recurse=False)}
@@ -197,7 +181,7 @@ def _from_file(name: str, classes: int, pretrained: bool, options: dict[str, Any
         try:
             model = function(**arguments, **options)
         except Exception as error:
-            raise CdlibError(f"{name} raised {_reason(error)}.") from error
+            raise CdlibError(f"{name} raised {one_line(error)}.") from error
     if not isinstance(model, nn.Module):
         raise CdlibError(f"{name} returned {type(model).__name__}, not a torch.nn.Module.")
     return model
@@ -213,8 +197,7 @@ def _function(name: str) -> Iterator[Callable[..., Any]]:
     if not file.is_file():
         raise CdlibError(f"{file} is not a file: give path/to/file.py:function, relative to {Path.cwd()} or absolute.")
     spec = importlib.util.spec_from_file_location(f"_cdlib_file_{file.stem}", file)
-    assert spec is not None
-    assert spec.loader is not None
+    assert spec and spec.loader
     module = importlib.util.module_from_spec(spec)
     folder = str(file.resolve().parent)
     sys.modules[spec.name] = module
@@ -223,7 +206,7 @@ def _function(name: str) -> Iterator[Callable[..., Any]]:
         try:
             spec.loader.exec_module(module)
         except Exception as error:
-            raise CdlibError(f"{file} cannot be run: it raised {_reason(error)}.") from error
+            raise CdlibError(f"{file} cannot be run: it raised {one_line(error)}.") from error
         function = getattr(module, wanted, None)
         if not callable(function):
             functions = [key for key, value in vars(module).items() if inspect.isfunction(value)]
@@ -277,18 +260,5 @@ def _check(name: str, options: Iterable[str], taken: list[str]) -> None:
             raise CdlibError(f"{name}: {unknown('option', option, taken)}{hint}")
 
 
-def _check_count(what: str, value: object) -> None:
-    if type(value) is not int or value < 1:
-        raise CdlibError(
-            f"{what}={value!r} is not a number of {what.removeprefix('in_')}: give an integer of at least 1."
-        )
-
-
 def _given(arguments: Mapping[str, Any]) -> str:
     return ", ".join(f"{key}={value!r}" for key, value in arguments.items() if key != "weights") or "no options"
-
-
-def _reason(error: BaseException) -> str:
-    """Return an error's type and message as one line."""
-    text = " ".join(str(error).split())
-    return f"{type(error).__name__}: {text[:300]}" if text else type(error).__name__

@@ -119,9 +119,7 @@ def digest(description: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> str
 
 def _description(file: Path, metadata: Mapping[str, str]) -> dict[str, Any]:
     if "cdlib" not in metadata:
-        raise CdlibError(
-            f"{file} is a safetensors file that cdlib.save did not write: use cdlib.models.pretrained.load."
-        )
+        raise CdlibError(f"{file} is a safetensors file that cdlib.save did not write: use cdlib.models.load_weights.")
     try:
         description = dict(json.loads(metadata["cdlib"]))
     except (ValueError, TypeError, RecursionError) as error:

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import io
 import re
+import socket
+import subprocess
+import sys
 import urllib.error
 from pathlib import Path
 from typing import Any
 
 import pytest
+import timm
 import torch
 from torch import nn
 
@@ -136,6 +140,12 @@ def test_names_are_unique_and_hold_book_and_torchvision() -> None:
     assert "fcn_resnet50" not in names  # no classifier
 
 
+def test_the_face_needs_neither_torchvision_nor_timm() -> None:
+    code = "import sys, cdlib.models, cdlib.serialization; print(*{m.partition('.')[0] for m in sys.modules})"
+    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+    assert not {"torchvision", "timm", "scipy", "sklearn", "matplotlib", "accelerate"} & set(loaded)
+
+
 # ------------------------------------------------------------------------------------------------------------ running
 
 
@@ -251,6 +261,7 @@ def checkpoints(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     monkeypatch.setattr(torch.hub, "urlopen", unreachable)
+    monkeypatch.setattr(timm.models._hub, "hf_hub_download", unreachable)
     folder = tmp_path / "hub" / "checkpoints"
     folder.mkdir(parents=True)
     return folder
@@ -314,6 +325,34 @@ def test_without_a_network_the_error_names_the_file_to_fetch(checkpoints: Path, 
     assert str(checkpoints / file) in str(error.value)
     assert "no route to host" in str(error.value)
     assert "\n" not in str(error.value)
+    assert not list(checkpoints.iterdir())
+
+
+def test_fetching_prints_nothing_and_waits_for_no_dead_server(
+    checkpoints: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    patience = []
+
+    def silent(*_: object, **__: object) -> None:
+        patience.append(socket.getdefaulttimeout())
+        raise TimeoutError("timed out")
+
+    monkeypatch.setattr(torch.hub, "urlopen", silent)
+    before = socket.getdefaulttimeout()
+    with pytest.raises(CdlibError, match="cannot fetch the ImageNet weights of 'resnet18'.*timed out"):
+        models.build("resnet18", pretrained=True)
+    assert capsys.readouterr().out == ""
+    assert patience == [20.0] and socket.getdefaulttimeout() == before
+
+
+def test_a_download_that_is_another_file_is_not_kept(checkpoints: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Other(io.BytesIO):
+        def info(self) -> object:
+            return type("Headers", (), {"getheaders": lambda *_: []})()
+
+    monkeypatch.setattr(torch.hub, "urlopen", lambda _: Other(b"another file"))
+    with pytest.raises(CdlibError, match="cannot fetch .*invalid hash value.*pretrained=False"):
+        models.build("resnet18", pretrained=True)
     assert not list(checkpoints.iterdir())
 
 
@@ -470,8 +509,6 @@ def test_a_file_that_cannot_be_used_is_named(source: Path, name: str, options: d
 def test_a_checkpoint_of_either_kind_loads(tmp_path: Path) -> None:
     from safetensors.torch import save_file
 
-    from cdlib.models import pretrained as weights
-
     state = with_noise(models.build("vgg_mini"))
     torch.save(state, tmp_path / "bare.pt")
     torch.save({"model": state, "epoch": 3}, tmp_path / "nested.pt")
@@ -480,18 +517,16 @@ def test_a_checkpoint_of_either_kind_loads(tmp_path: Path) -> None:
     save_file(state, tmp_path / "safe.safetensors")
     for name in ("bare.pt", "nested.pt", "train.pt", "safe.safetensors"):
         model = models.build("vgg_mini")
-        weights.load(model, tmp_path / name)
+        models.load_weights(model, tmp_path / name)
         assert all(torch.equal(value, state[key]) for key, value in model.state_dict().items())
 
 
 def test_a_checkpoint_that_does_not_fit_changes_nothing(tmp_path: Path) -> None:
-    from cdlib.models import pretrained as weights
-
     model = models.build("vgg_mini")
     before = {key: value.clone() for key, value in model.state_dict().items()}
     torch.save(with_noise(models.build("vgg_mini", 7)), tmp_path / "seven.pt")
     with pytest.raises(CdlibError, match=r"seven.pt.*'classifier.3.weight' of shape \(7, 64\) instead of \(10, 64\)"):
-        weights.load(model, tmp_path / "seven.pt")
+        models.load_weights(model, tmp_path / "seven.pt")
     assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
 
 
@@ -501,8 +536,6 @@ class Surprise:
 
 
 def test_a_checkpoint_that_cannot_be_read_is_named(tmp_path: Path) -> None:
-    from cdlib.models import pretrained as weights
-
     whole = tmp_path / "whole.pt"
     torch.save(models.build("vgg_mini").state_dict(), whole)
     (tmp_path / "cut.pt").write_bytes(whole.read_bytes()[:-1000])
@@ -512,7 +545,7 @@ def test_a_checkpoint_that_cannot_be_read_is_named(tmp_path: Path) -> None:
     torch.save([1, 2], tmp_path / "list.pt")
     for name in ("missing.pt", "cut.pt", "empty.pt", "text.safetensors", "code.pt", "list.pt"):
         with pytest.raises(CdlibError) as error:
-            weights.load(models.build("vgg_mini"), tmp_path / name)
+            models.load_weights(models.build("vgg_mini"), tmp_path / name)
         assert str(tmp_path / name) in str(error.value)
         assert "\n" not in str(error.value)
 

@@ -311,7 +311,7 @@ OLD: dict[str, tuple[type[nn.Module] | None, list[float]]] = {
     "masked": (Own, [144.075577, 116.262375, 0.54914, 231.884033]),
     "rewritten": (Stubborn, [5.784414, 7.269592, 6.305442, 2.914915, 6.855226, 5.455503]),
 }
-"""Files that cdlib wrote before November 2026: the class, and the outputs of the network then. The first and the last were cut twice."""
+"""Files that cdlib wrote before December 2026: the class, and what the network computed. Two of them were cut twice."""
 
 
 @pytest.mark.parametrize("name", OLD)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from cdlib.study.baseline import int8_linears, train_and_compress
 from cdlib.study.controls import above, recounted, uniform_line
 from cdlib.study.runs import run
-from cdlib.study.store import folder
+from cdlib.study.store import folder, load
 from cdlib.study.tables import described, networks, recorded, summary
 
 __all__ = [
@@ -13,6 +13,7 @@ __all__ = [
     "described",
     "folder",
     "int8_linears",
+    "load",
     "networks",
     "recorded",
     "recounted",

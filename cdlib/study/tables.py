@@ -77,7 +77,7 @@ def described(run: Mapping[str, Any]) -> str:
     if "penalty" in own:
         words.append(f"penalty {own['penalty']:g}")
     if "min_width" in own:
-        words.append(f"at least {own['min_width']:.0f} units")
+        words.append(f"min_width {own['min_width']:.0f}")
     if "fine_tune.epochs" in own:
         rate = " at the full rate" if own.get("fine_tune.lr") == run.get("recipe.lr") else ""
         words.append(f"{own['fine_tune.epochs']:.0f} more epochs{rate}")

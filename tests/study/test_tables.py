@@ -61,7 +61,7 @@ def test_no_records_are_an_empty_table() -> None:
         ({"name": "ranking", "by": "l2", "target": 0.5, "resource": "macs"}, "ranking, L2, 50 % fewer MACs"),
         (
             {"name": "dhspg", "target": 0.7, "penalty": 1.0, "min_width": 4},
-            "dhspg, 70 % fewer units, penalty 1, at least 4 units",
+            "dhspg, 70 % fewer units, penalty 1, min_width 4",
         ),
         (
             {"name": "unstructured", "by": "random", "conv": 0.9, "linear": 0.8},

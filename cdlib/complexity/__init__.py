@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from cdlib.complexity.layer_table import COLUMNS
-from cdlib.complexity.macs import macs_of
+from cdlib.complexity.macs import MAC_RULES, macs_of
 from cdlib.complexity.totals import Profile, in_units, lifetimes, profile
 
 __all__ = [
     "COLUMNS",
+    "MAC_RULES",
     "Profile",
     "in_units",
     "lifetimes",

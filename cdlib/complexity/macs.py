@@ -13,7 +13,7 @@ from cdlib.graph import Op, Value
 
 def macs_of(op: Op) -> int:
     """Return the multiply-accumulates of an operator; 0 for one that is no convolution, linear or matrix product."""
-    rule = _RULES.get(_plain(op))
+    rule = MAC_RULES.get(_plain(op))
     return rule(op) if rule else 0
 
 
@@ -90,7 +90,7 @@ def _dot(op: Op) -> int:
 
 _WITH_FLAG = ("convolution", "_convolution", "convolution_overrideable")  # their seventh argument says "transposed"
 
-_RULES: dict[str, Callable[[Op], int]] = {
+MAC_RULES: dict[str, Callable[[Op], int]] = {
     **dict.fromkeys(_WITH_FLAG, _convolution),
     **{f"conv{n}d{relu}": _convolution for n in (1, 2, 3) for relu in ("", "_relu", "_dynamic")},
     **{f"conv_transpose{n}d{dynamic}": _convolution for n in (1, 2, 3) for dynamic in ("", "_dynamic")},

@@ -8,9 +8,11 @@ from cdlib.grouping.labels import Flags, Ids
 from cdlib.grouping.ops import arguments
 from cdlib.grouping.preconditions import check, check_batch
 from cdlib.grouping.reshape_choices import choose_reshapes
+from cdlib.grouping.rules import RULES
 from cdlib.grouping.walk_state import Walk
 
 __all__ = [
+    "RULES",
     "Drop",
     "Flags",
     "Group",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from cdlib.surgery.exactness import Exactness, check_exact, difference
+from cdlib.surgery.exactness import Exactness, check_exact, difference, random_like, randomised
 from cdlib.surgery.masked_reference import masked
 from cdlib.surgery.removal import cut, remove, rewritten, slices_of, zero
 
@@ -12,6 +12,8 @@ __all__ = [
     "cut",
     "difference",
     "masked",
+    "random_like",
+    "randomised",
     "remove",
     "rewritten",
     "slices_of",

@@ -164,3 +164,24 @@ def test_it_is_in_the_table_of_contents(chapter: Chapter) -> None:
     toc = yaml.safe_load((ROOT / "_toc.yml").read_text(encoding="utf-8"))
     files = [entry["file"] for part in toc["parts"] for entry in part["chapters"]]
     assert f"notebooks/{chapter.name}" in files
+
+
+def shown(cells: list[NotebookNode]) -> list[NotebookNode]:
+    """The code cells whose code is not folded away."""
+    folded = {"hide-input", "hide-cell", "remove-input", "remove-cell", "parameters"}
+    return [cell for cell in cells if cell.cell_type == "code" and not folded.intersection(notebooks.tags(cell))]
+
+
+def test_it_shows_at_most_350_lines_of_code(chapter: Chapter) -> None:
+    lines = [line for cell in shown(chapter.source.cells) for line in cell.source.splitlines() if line.strip()]
+    assert len(lines) <= 350, "fold what is not the point, or make it a function of the library"
+
+
+def test_what_a_section_claims_stands_in_one_folded_cell(chapter: Chapter) -> None:
+    """A section may show one assertion as part of its code; more of them interrupt the reading."""
+    for title in headings(chapter, 2):
+        if title == "Exercises":
+            continue
+        cells = [cell for cell in shown(section(chapter, title)) if "nbval-check-output" not in notebooks.tags(cell)]
+        asserting = [cell for cell in cells if re.search(r"(?m)^\s*assert ", cell.source)]
+        assert len(asserting) <= 1, f"{title}: gather the assertions under 'What this section claims'"

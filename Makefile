@@ -1,13 +1,16 @@
 # make book                      run every chapter and build the book: _build/html/index.html
 # make book PROFILE=laptop       the same with another profile
 # make chapter N=02 PARAMS="seed=3 lr=0.1"   run one chapter, with another profile or other parameters
+# make chapters                  list the chapters with their parameters, and the profiles
 # make pair [N=02]               write the notebooks with outputs that are stored beside the chapters' text
 # make test | lint | bench | lock | clean
 #
+# JOBS=4 runs so many chapters at a time in place of two, each with one thread.
 # ENV=folder uses an environment of your own (conda: ENV=$CONDA_PREFIX) in place of .venv.
 
 ENV     ?= .venv
 PROFILE ?= quick
+JOBS    ?= 2
 BIN     := $(ENV)/bin
 STAMP   := $(ENV)/.cdlib-installed
 
@@ -18,17 +21,20 @@ export OMP_NUM_THREADS ?= 1
 export MKL_NUM_THREADS ?= 1
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: book chapter pair test lint bench lock clean env
+.PHONY: book chapter chapters pair test lint bench lock clean env
 .DEFAULT_GOAL := book
 
 book: env
-	@$(BIN)/python -m bookbuild.site book $(PROFILE)
+	@$(BIN)/python -m bookbuild --jobs=$(JOBS) book $(PROFILE)
 
 chapter: env
-	@$(BIN)/python -m bookbuild.site chapter $(N) $(PROFILE) $(PARAMS)
+	@$(BIN)/python -m bookbuild --jobs=$(JOBS) chapter $(N) $(PROFILE) $(PARAMS)
 
 pair: env
-	@$(BIN)/python -m bookbuild.site pair $(N)
+	@$(BIN)/python -m bookbuild --jobs=$(JOBS) pair $(N)
+
+chapters: env
+	@$(BIN)/python -m bookbuild chapters
 
 test: env
 	@$(BIN)/python -m pytest notebooks tests --nbval-lax --nbval-current-env -n 2 --dist loadfile

@@ -1,34 +1,32 @@
-"""The book's chapters: which there are, which parameters each one takes, and running them.
+"""The book's chapters: which there are, which parameters each one takes, and what running one is and gives.
 
 A chapter is ``notebooks/NN_name.md``, the text that people edit. Names, numbers and values are checked here, all of
-them before anything runs; `bookbuild.execution` does the running and keeps the results, `bookbuild.site` makes pages of
-them.
+them before anything runs; `bookbuild.execution` does the running, `bookbuild.site` makes pages of the results.
 """
 
 from __future__ import annotations
 
 import ast
-import io
 import itertools
+import logging
 import re
-import tokenize
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from functools import cached_property
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import nbformat
+from nbformat import NotebookNode
+
+from bookbuild import notebooks
 from cdlib import files
 from cdlib.errors import CdlibError, check_choice
-
-if TYPE_CHECKING:
-    from nbformat import NotebookNode
-
-    from bookbuild.execution import Result
+from cdlib.text import one_line
 
 Value = str | int | float | bool
 
 _NAME = re.compile(r"(\d\d)_\w+")
+_KINDS = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
 
 
 @dataclass(frozen=True)
@@ -45,6 +43,8 @@ class Chapter:
         The values of the quick profile by name, in the order of the `parameters` cell.
     notes : dict
         The comment beside each of them, or "".
+    source : NotebookNode
+        The notebook without outputs, made from the text.
     """
 
     path: Path
@@ -53,11 +53,46 @@ class Chapter:
     title: str
     parameters: dict[str, Value]
     notes: dict[str, str]
+    source: NotebookNode = field(repr=False)
 
-    @cached_property
-    def source(self) -> NotebookNode:
-        """The notebook without outputs, made from the text."""
-        return _read(self.path)
+
+@dataclass(frozen=True)
+class Job:
+    """One chapter with every parameter it is to run with."""
+
+    chapter: Chapter
+    profile: str
+    parameters: dict[str, Value]
+
+    @property
+    def changed(self) -> dict[str, Value]:
+        """The parameters that differ from the chapter's own, which are the quick profile's."""
+        return {name: value for name, value in self.parameters.items() if value != self.chapter.parameters[name]}
+
+
+@dataclass(frozen=True)
+class Result:
+    """What running one chapter gave.
+
+    Attributes
+    ----------
+    job : Job
+        What was to run.
+    path : Path
+        The executed notebook; of a chapter that failed, as far as it came.
+    seconds : float
+        How long it ran, if `cached` when it last did.
+    cached : bool
+        Nothing had changed, so nothing ran.
+    error : str or None
+        One line that says where and why it failed.
+    """
+
+    job: Job
+    path: Path
+    seconds: float
+    cached: bool = False
+    error: str | None = None
 
 
 def checkout() -> Path:
@@ -73,20 +108,14 @@ def checkout() -> Path:
     raise CdlibError(f"no book here: no _config.yml in {Path.cwd()} or above; run inside the checkout.")
 
 
-def find(root: Path | None = None) -> list[Chapter]:
-    """Return the chapters in the order of their numbers.
-
-    Parameters
-    ----------
-    root : Path, optional
-        The folder of the book; default `checkout()`.
+def find(root: Path) -> list[Chapter]:
+    """Return the chapters of the book in a folder, in the order of their numbers.
 
     Raises
     ------
     CdlibError
-        If there is none, two share a number, or one has no usable `parameters` cell.
+        If there is none, two share a number, or one cannot be read or has no usable `parameters` cell.
     """
-    root = root or checkout()
     chapters = [_chapter(path) for path in sorted((root / "notebooks").glob("*.md")) if _NAME.fullmatch(path.stem)]
     if not chapters:
         raise CdlibError(f"no chapters in {root / 'notebooks'}; a chapter is named like 01_why_compress.md.")
@@ -96,84 +125,67 @@ def find(root: Path | None = None) -> list[Chapter]:
     return chapters
 
 
-def profiles(root: Path | None = None) -> list[str]:
+def profiles(root: Path) -> list[str]:
     """Return the names of the profiles, "quick" first: the others are those of ``notebooks/profiles.yml``."""
-    return ["quick", *_profiles(root or checkout())]
+    return ["quick", *_profiles(root)]
 
 
-def run(
-    numbers: Sequence[str | int] | None = None,
+def plan(
+    root: Path,
+    numbers: Iterable[str | int] | None = None,
     *,
     profile: str = "quick",
     parameters: Mapping[str, object] | None = None,
-    jobs: int = 2,
-    root: Path | None = None,
-    progress: bool = True,
-) -> list[Result]:
-    """Run chapters, or find that nothing they depend on has changed since they last ran.
+) -> list[Job]:
+    """Return what is to run, every parameter of every chapter settled.
 
     Parameters
     ----------
-    numbers : sequence of str or int, optional
+    root : Path
+        The folder of the book.
+    numbers : iterable of str or int, optional
         Which chapters; default all of them.
     profile : str, default "quick"
-        The values to run them with; see `profiles`.
+        The values that replace the chapters' own; see `profiles`.
     parameters : mapping, optional
-        Values that override the profile's, in every chosen chapter; text is read as what the default is.
-    jobs : int, default 2
-        How many chapters at a time, each in a process of its own with one thread (``OMP_NUM_THREADS`` overrides).
-    root : Path, optional
-        The folder of the book; default `checkout()`.
-    progress : bool, default True
-        Show on standard error what is running, what is done and what failed.
-
-    Returns
-    -------
-    list of Result
-        One a chapter. A chapter that fails has its `error` set and keeps no other from running.
+        Values that replace the profile's, in every chosen chapter; text is read as what the default is.
 
     Raises
     ------
     CdlibError
-        If a chapter, a profile or a parameter is unknown or a value has the wrong type. Then nothing has run.
+        If a chapter, the profile or a parameter is unknown, or a value is not of its default's type.
     """
-    from bookbuild.execution import Job, execute
-
-    root = root or checkout()
-    if jobs < 1:
-        raise CdlibError(f"jobs is {jobs}; run at least one chapter at a time.")
-    chosen = _choose(find(root), numbers)
-    return execute(
-        [Job(c, profile, settings(c, profile, parameters or {}, root)) for c in chosen], root, jobs, progress
-    )
-
-
-def settings(chapter: Chapter, profile: str, parameters: Mapping[str, object], root: Path) -> dict[str, Value]:
-    """Return every parameter of a chapter as it will run: its own values, then the profile's, then those given.
-
-    Raises
-    ------
-    CdlibError
-        If the profile or one of the names is unknown, or a value is not of its default's type.
-    """
+    chapters = {chapter.number: chapter for chapter in find(root)}
+    wanted = sorted({str(number).zfill(2) for number in numbers} if numbers is not None else chapters)
+    for number in wanted:
+        check_choice("chapter", number, chapters)
     table = _profiles(root)
     check_choice("profile", profile, ["quick", *table])
-    values = dict(chapter.parameters)
-    for given in (table.get(profile, {}).get(chapter.number, {}), parameters):
-        for name, value in given.items():
-            check_choice(f"parameter of chapter {chapter.number}", name, values)
-            values[name] = _typed(chapter, name, value)
-    return values
+    jobs = []
+    for chapter in (chapters[number] for number in wanted):
+        values = dict(chapter.parameters)
+        for given in (table.get(profile, {}).get(chapter.number, {}), parameters or {}):
+            for name, value in given.items():
+                check_choice(f"parameter of chapter {chapter.number}", name, values)
+                values[name] = _typed(chapter, name, value)
+        jobs.append(Job(chapter, profile, values))
+    return jobs
 
 
-def _choose(chapters: list[Chapter], numbers: Iterable[str | int] | None) -> list[Chapter]:
-    if numbers is None:
-        return chapters
-    by_number = {chapter.number: chapter for chapter in chapters}
-    wanted = dict.fromkeys(str(number).zfill(2) for number in numbers)
-    for number in wanted:
-        check_choice("chapter", number, by_number)
-    return [by_number[number] for number in sorted(wanted)]
+def read_yaml(path: Path) -> Any:
+    """Return what a YAML file holds.
+
+    Raises
+    ------
+    CdlibError
+        If it is not there or is not YAML in UTF-8.
+    """
+    import yaml
+
+    try:
+        return yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise CdlibError(f"cannot read {path}: {one_line(error)}") from error
 
 
 def _typed(chapter: Chapter, name: str, value: object) -> Value:
@@ -193,69 +205,63 @@ def _typed(chapter: Chapter, name: str, value: object) -> Value:
     if isinstance(found, str) and found.startswith("folder:"):  # chapters run in another folder than the user's
         found = f"folder:{Path(found.removeprefix('folder:')).expanduser().absolute()}"
     if type(found) is not wanted:
-        kinds = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
-        expected = f"{kinds[wanted]}, like its default {default!r}"
+        expected = f"{_KINDS[wanted]}, like its default {default!r}"
         raise CdlibError(f"parameter {name!r} of chapter {chapter.number} is {value!r}; give {expected}.")
     return found
 
 
 def _profiles(root: Path) -> dict[str, dict[str, dict[str, object]]]:
     """Return profile -> chapter number -> parameters, as ``notebooks/profiles.yml`` has them."""
-    import yaml
-
     path = root / "notebooks" / "profiles.yml"
+    if not path.exists():
+        return {}
     try:
-        table = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
         return {
             profile: {str(number).zfill(2): dict(values) for number, values in (chapters or {}).items()}
-            for profile, chapters in table.items()
+            for profile, chapters in (read_yaml(path) or {}).items()
         }
-    except FileNotFoundError:
-        return {}
-    except (yaml.YAMLError, AttributeError, TypeError, ValueError) as error:
+    except (AttributeError, TypeError) as error:
         raise CdlibError(
             f"cannot read {path}: it must map profile, chapter number and parameter to a value."
         ) from error
 
 
-def _read(path: Path) -> NotebookNode:
+def _chapter(path: Path) -> Chapter:
     try:
         import jupytext
     except ModuleNotFoundError as error:
         raise CdlibError("running chapters needs more packages: pip install 'cnn-compression-book[book]'.") from error
-    return jupytext.read(path)
+    try:
+        source = jupytext.reads(path.read_text(encoding="utf-8"), fmt="md:myst")
+    except Exception as error:  # whatever the parser makes of a file that is not a chapter
+        raise CdlibError(f"cannot read {path} as MyST in UTF-8: {one_line(error)}") from error
+    source.metadata = nbformat.from_dict(notebooks.METADATA)
+    prose = "\n\n".join(cell.source for cell in source.cells if cell.cell_type == "markdown")
+    heading = re.search(r"^# +(.+)$", prose, re.MULTILINE)
+    title = heading[1].strip() if heading else path.stem
+    return Chapter(path, path.stem[:2], path.stem, title, *_parameters(source, path), source)
 
 
-def _chapter(path: Path) -> Chapter:
-    notebook = _read(path)
-    headings = (
-        re.search(r"^# +(.+)$", cell.source, re.MULTILINE) for cell in notebook.cells if cell.cell_type == "markdown"
-    )
-    title = next((heading[1].strip() for heading in headings if heading), path.stem)
-    cells = [cell.source for cell in notebook.cells if "parameters" in cell.metadata.get("tags", [])]
+def _parameters(source: NotebookNode, path: Path) -> tuple[dict[str, Value], dict[str, str]]:
+    """Return values and comments of the `parameters` cell, which may hold only what papermill finds in it."""
+    import papermill
+
+    logging.getLogger("papermill").setLevel(logging.ERROR)  # of what it cannot read, the error below tells
+    cells = [cell.source for cell in source.cells if "parameters" in notebooks.tags(cell)]
     if len(cells) != 1:
         raise CdlibError(f"{path} has {len(cells)} cells tagged 'parameters'; it must have one.")
-    parameters, notes = _parameters(cells[0], path)
-    return Chapter(path, path.stem[:2], path.stem, title, parameters, notes)
-
-
-def _parameters(source: str, path: Path) -> tuple[dict[str, Value], dict[str, str]]:
-    """Return the values and the comments of a `parameters` cell: nothing but ``name = literal  # comment``."""
+    seen = papermill.inspect_notebook(source)
+    lines = [line for line in cells[0].splitlines() if line.strip() and not line.startswith("#")]
+    names = [line.partition("=")[0].partition(":")[0].strip() for line in lines]
     values: dict[str, Value] = {}
-    rows: dict[int, str] = {}
-    try:
-        for statement in ast.parse(source).body:
-            if not (isinstance(statement, ast.Assign) and isinstance(statement.targets[0], ast.Name)):
-                raise ValueError(ast.unparse(statement))
-            name, value = statement.targets[0].id, ast.literal_eval(statement.value)
-            if not isinstance(value, Value):
-                raise ValueError(ast.unparse(statement))
-            values[name] = value
-            rows[statement.end_lineno or statement.lineno] = name
-    except (ValueError, SyntaxError) as error:
-        raise CdlibError(f"{path}: the 'parameters' cell may only hold lines like seed = 0, not: {error}.") from error
-    notes = dict.fromkeys(values, "")
-    for token in tokenize.generate_tokens(io.StringIO(source).readline):
-        if token.type == tokenize.COMMENT and token.start[0] in rows:
-            notes[rows[token.start[0]]] = token.string.lstrip("# ")
-    return values, notes
+    for name, line in zip(names, lines, strict=True):
+        try:
+            value = ast.literal_eval(seen[name]["default"])
+        except (KeyError, ValueError, SyntaxError):
+            value = None
+        if not isinstance(value, Value) or name in values:
+            raise CdlibError(
+                f"{path}: the 'parameters' cell may only hold lines like seed = 0  # why, with one = each, not: {line}."
+            )
+        values[name] = value
+    return values, {name: seen[name]["help"] for name in values}

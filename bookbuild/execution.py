@@ -1,4 +1,4 @@
-"""Runs chapters through papermill, a process and a thread each, and keeps what they gave while nothing changes.
+"""Runs chapters, each in a process of its own with one thread, and keeps what they gave while nothing changes.
 
 A kept run is named by a hash of the chapter's code cells, its parameters, the package's source, the recorded results
 and the lock file: editing a chapter's prose re-executes nothing. Files appear whole or not at all, so a run can be
@@ -7,120 +7,130 @@ stopped at any moment.
 
 from __future__ import annotations
 
-import hashlib
+import contextlib
+import fcntl
 import json
+import multiprocessing
 import os
 import shutil
-import signal
-import subprocess
 import sys
 import tempfile
 import time
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any
 
+import nbformat
+
 import cdlib
-from bookbuild import notebooks
-from bookbuild.chapters import Chapter, Value
-from bookbuild.progress import Progress
+from bookbuild import notebooks, worker
+from bookbuild.chapters import Job, Result
 from cdlib.errors import CdlibError
+from cdlib.text import digest
 
 KEPT = 8  # runs kept of one chapter
-POLL_S = 0.1
 
 
-@dataclass(frozen=True)
-class Job:
-    """One chapter with every parameter it is to run with."""
-
-    chapter: Chapter
-    profile: str
-    parameters: dict[str, Value]
-
-
-@dataclass(frozen=True)
-class Result:
-    """What running one chapter gave.
-
-    Attributes
-    ----------
-    chapter : Chapter
-        The chapter.
-    path : Path
-        The executed notebook; of a chapter that failed, as far as it came.
-    seconds : float
-        How long it ran, if `cached` when it last did.
-    cached : bool
-        Nothing had changed, so nothing ran.
-    parameters : dict
-        All parameters, as run.
-    error : str or None
-        One line that says where and why it failed.
-    """
-
-    chapter: Chapter
-    path: Path
-    seconds: float
-    cached: bool
-    parameters: dict[str, Value]
-    error: str | None = None
-
-
-def execute(jobs: list[Job], root: Path, workers: int, progress: bool) -> list[Result]:
-    """Run the jobs that have no kept run, `workers` at a time, and return all results in the order of the jobs.
-
-    Parameters
-    ----------
-    jobs : list of Job
-        What to run; names and values are taken as checked.
-    root : Path
-        The folder of the book. Kept runs lie in its ``_build/executed``.
-    workers : int
-        Processes at a time.
-    progress : bool
-        Show progress on standard error.
+@contextlib.contextmanager
+def building(root: Path) -> Iterator[None]:
+    """Keep ``_build`` to this process in a ``with`` statement, after waiting for another that is at work there.
 
     Raises
     ------
     CdlibError
-        If that folder cannot be written to.
+        If something in the block cannot be written, with the system's reason.
     """
-    folder = root / "_build" / "executed"
+    folder = root / "_build"
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "executed").mkdir(parents=True, exist_ok=True)
+        with open(folder / "lock", "ab") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                print(f"Another make is at work in {folder}; waiting until it is done.", file=sys.stderr)
+                fcntl.flock(lock, fcntl.LOCK_EX)
+            yield
     except OSError as error:
-        raise CdlibError(
-            f"cannot write to {folder}: {error.strerror}; make it writable or use another checkout."
-        ) from error
+        place, reason = error.filename or folder, error.strerror or error
+        raise CdlibError(f"cannot write to {place}: {reason}; mend that or use another checkout.") from error
+
+
+def execute(jobs: list[Job], root: Path, workers: int = 2) -> list[Result]:
+    """Run the jobs that have no kept run and return all results in the order of the jobs.
+
+    A chapter that fails has its `error` set and keeps no other from running. On standard error stands what is running,
+    what is done and what failed.
+
+    Parameters
+    ----------
+    jobs : list of Job
+        What to run; see `chapters.plan`.
+    root : Path
+        The folder of the book, inside `building`. Kept runs lie in its ``_build/executed``.
+    workers : int, default 2
+        Chapters at a time.
+
+    Raises
+    ------
+    OSError
+        If the runs cannot be kept.
+    """
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+    console = Console(stderr=True)
+    columns = SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("cells")
+    moving = console.is_terminal
+    bars = Progress(*columns, TimeElapsedColumn(), console=console, disable=not moving, transient=True)
+    results: dict[str, Result] = {}
+
+    def say(job: Job, what: str, style: str = "") -> None:
+        text = f"{_label(job)}: {what}"
+        console.print(text, style=style, markup=False, highlight=False, soft_wrap=True)
+
+    def done(result: Result) -> None:
+        results[result.job.chapter.number] = result
+        if result.error:
+            say(result.job, f"FAILED after {result.seconds:.1f} s: {result.error}", "bold red")
+        elif result.cached:
+            say(result.job, "unchanged, kept")
+        else:
+            say(result.job, f"done in {result.seconds:.1f} s", "green")
+
+    folder = root / "_build" / "executed"
+    for left in folder.glob(".*.*"):  # by a process that was killed
+        shutil.rmtree(left, ignore_errors=True)
     around = surroundings(root)
-    results: dict[int, Result] = {}
-    waiting: list[tuple[int, _Run]] = []
-    running: list[tuple[int, _Run]] = []
-    with Progress(progress) as show:
-        for index, job in enumerate(jobs):
-            run = _Run(job, root, folder / f"{job.chapter.name}.{key(job, around)}.ipynb")
-            kept = run.kept()
-            if kept:
-                results[index] = kept
-                show.done(kept)
+    waiting: list[tuple[Job, Path]] = []
+    running: dict[Any, _Run] = {}
+    with bars:
+        for job in jobs:
+            path = folder / f"{job.chapter.name}.{key(job, around)}.ipynb"
+            if kept := _kept(job, path):
+                done(kept)
             else:
-                waiting.append((index, run))
+                waiting.append((job, path))
         try:
             while waiting or running:
                 while waiting and len(running) < workers:
-                    running.append(waiting.pop(0))
-                    running[-1][1].start()
-                time.sleep(POLL_S)
-                for index, run in [entry for entry in running if entry[1].ended()]:
-                    results[index] = run.finish()
-                    running.remove((index, run))
-                    show.done(results[index])
-                show.update([(run.job.chapter, run.cells_done(), run.cells) for _, run in running], len(waiting))
+                    run = _Run(*waiting.pop(0), root)
+                    running[run.pipe] = run
+                    run.bar = bars.add_task(_label(run.job), total=len(run.job.chapter.source.cells))
+                    if not moving:
+                        say(run.job, f"runs, {len(waiting)} waiting")
+                for pipe in wait(list(running)):
+                    run = running[pipe]
+                    if run.goes_on():
+                        bars.update(run.bar, completed=run.cell)
+                        continue
+                    done(run.result())
+                    bars.remove_task(run.bar)
+                    running.pop(pipe).close()
         finally:
-            for _, run in running:
-                run.stop()
-    return [results[index] for index in sorted(results)]
+            for run in running.values():
+                run.close()
+    return [results[job.chapter.number] for job in jobs]
 
 
 def surroundings(root: Path) -> str:
@@ -129,117 +139,127 @@ def surroundings(root: Path) -> str:
     package = Path(cdlib.__file__).parent
     found = [(package, "**/*.py"), (results, "**/*.json"), (root, "requirements.lock")]
     files = [
-        [path.relative_to(folder).as_posix(), hashlib.sha256(path.read_bytes()).hexdigest()]
+        [path.relative_to(folder).as_posix(), digest([path.read_bytes()])]
         for folder, pattern in found
         for path in sorted(folder.glob(pattern))
     ]
-    return _digest([sys.version, os.environ.get("CDLIB_DATA", ""), files])
+    return _hash([sys.version, os.environ.get("CDLIB_DATA", ""), files])
 
 
 def key(job: Job, around: str) -> str:
     """Return the name under which a job's run is kept."""
-    code = [cell.source for cell in job.chapter.source.cells if cell.cell_type == "code"]
-    return _digest([code, job.parameters, around])
+    return _hash([[cell.source for cell in notebooks.code_cells(job.chapter.source)], job.parameters, around])
 
 
-def _digest(what: Any) -> str:
-    return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:16]
-
-
-@dataclass
 class _Run:
-    """One chapter on its way from the text to a kept notebook."""
+    """One chapter in its process, with a folder of its own. `close` leaves nothing of either."""
 
-    job: Job
-    root: Path
-    path: Path
-    folder: Path = field(init=False)
-    process: subprocess.Popen[bytes] = field(init=False)
-    started: float = field(init=False)
-
-    @property
-    def cells(self) -> int:
-        return len(self.job.chapter.source.cells)
-
-    def kept(self) -> Result | None:
-        """Return the kept run under the present text, if there is one."""
-        if not self.path.exists():
-            return None
-        old = notebooks.read(self.path)
-        record = notebooks.record_of(old)
-        notebooks.write(notebooks.assemble(self.job.chapter.source, old, record), self.path)
-        os.utime(self.path)
-        return Result(self.job.chapter, self.path, record["seconds"], True, self.job.parameters)
-
-    def start(self) -> None:
-        import nbformat
-        import yaml
-
-        chapter = self.job.chapter
-        self.folder = Path(tempfile.mkdtemp(prefix=f".{chapter.name}.", dir=self.path.parent))
-        nbformat.write(chapter.source, self.folder / "in.ipynb")
-        changed = {name: value for name, value in self.job.parameters.items() if value != chapter.parameters[name]}
-        command = [
-            sys.executable,
-            "-m",
-            "papermill",
-            "in.ipynb",
-            "out.ipynb",
-            "--kernel",
-            "python3",
-            "--no-progress-bar",
-        ]
-        command += ["--cwd", str(self.root / "notebooks"), "--parameters_yaml", yaml.safe_dump(changed)]
-        with open(self.folder / "log", "wb") as log:
-            self.process = subprocess.Popen(
-                command,
-                cwd=self.folder,
-                env=_environment(self.folder),
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-            )
+    def __init__(self, job: Job, path: Path, root: Path) -> None:
+        self.job, self.path = job, path
+        self.cell = -1  # the last one that has started
+        self.failure: str | None = None
+        self.bar: Any = None
         self.started = time.monotonic()
+        self.folder = Path(tempfile.mkdtemp(prefix=f".{job.chapter.name}.", dir=path.parent))
+        context = multiprocessing.get_context("spawn")
+        self.pipe, theirs = context.Pipe(duplex=False)
+        given = (self.folder, root / "notebooks", job.changed, _environment(self.folder), theirs)
+        self.process = context.Process(target=worker.run, args=given, daemon=True)
+        try:
+            nbformat.write(job.chapter.source, self.folder / "in.ipynb")
+            self.process.start()
+            theirs.close()
+        except BaseException:
+            self.close()
+            raise
 
-    def ended(self) -> bool:
-        return self.process.poll() is not None
+    def goes_on(self) -> bool:
+        """Take one message of the process and return whether more will come."""
+        try:
+            message = self.pipe.recv()
+        except (EOFError, OSError):
+            message = "the process that ran it died (out of memory, or killed)"
+        if isinstance(message, int):
+            self.cell = message
+            return True
+        self.failure = message
+        return False
 
-    def cells_done(self) -> int:
-        """Return how many cells are done: papermill saves after each."""
-        out = self.folder / "out.ipynb"
-        return out.read_bytes().count(b'"status": "completed"') if out.exists() else 0
-
-    def finish(self) -> Result:
+    def result(self) -> Result:
         """Keep the executed notebook, or put what a failed one left where it can be looked at."""
         job, seconds = self.job, round(time.monotonic() - self.started, 1)
         out = self.folder / "out.ipynb"
-        if self.process.returncode == 0:
+        if self.failure is None:
             record = {"profile": job.profile, "parameters": job.parameters, "seconds": seconds}
             notebooks.write(notebooks.assemble(job.chapter.source, notebooks.read(out), record), self.path)
-            _prune(self.path.parent, job.chapter.name)
-            shutil.rmtree(self.folder)
-            return Result(job.chapter, self.path, seconds, False, job.parameters)
+            _prune(self.path)
+            return Result(job, self.path, seconds)
         failed = self.path.with_name(f"{job.chapter.name}.failed.ipynb")
+        failed.unlink(missing_ok=True)
         if out.exists():
             os.replace(out, failed)
-        error = _explain(job.chapter, failed, (self.folder / "log").read_text(errors="replace"))
-        shutil.rmtree(self.folder)
-        return Result(job.chapter, failed, seconds, False, job.parameters, error)
+        return Result(job, failed, seconds, error=self._explain(self.failure))
 
-    def stop(self) -> None:
-        """End the process, which ends its kernel, and leave nothing behind."""
-        if not self.ended():
-            self.process.send_signal(signal.SIGINT)
-            try:
-                self.process.wait(timeout=5)
-            except subprocess.TimeoutExpired:
-                self.process.kill()
-                self.process.wait()
+    def close(self) -> None:
+        """End the process and all that it started, at once: a kernel is in a session of its own."""
+        import psutil
+
+        if self.process.pid is not None:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                family = [psutil.Process(self.process.pid)]
+                family[0].suspend()  # it starts nothing more
+                family += family[0].children(recursive=True)
+                for member in reversed(family):
+                    with contextlib.suppress(psutil.NoSuchProcess):
+                        member.kill()
+            self.process.join()
+        self.pipe.close()
         shutil.rmtree(self.folder, ignore_errors=True)
+
+    def _explain(self, failure: str) -> str:
+        """Return one line that says in which cell the chapter failed and why."""
+        chapter = self.job.chapter
+        where, why = f"notebooks/{chapter.path.name}", " ".join(failure.split())[:300]
+        cells = chapter.source.cells
+        [parameters] = [index for index, cell in enumerate(cells) if "parameters" in notebooks.tags(cell)]
+        last = self.cell - (bool(self.job.changed) and self.cell > parameters)  # papermill adds a cell there
+        code = [cell.source for cell in cells[: last + 1] if cell.cell_type == "code"]
+        if not code:
+            log = self.folder / "log"
+            lines = log.read_text(errors="replace").split("\n") if log.exists() else []
+            return ": ".join([where, why, *[line.strip() for line in lines if line.strip()][-1:]])
+        text, start, end = chapter.path.read_text(encoding="utf-8", errors="replace"), 0, 0
+        for source in code:
+            start = text.find(source, end)
+            end = max(end, start + len(source))
+        place = f"{where}:{text.count(chr(10), 0, start) + 1}" if start >= 0 else where
+        return f"{place}: code cell {len(code)} ({notebooks.first_line(code[-1])}): {why}"
+
+
+def _kept(job: Job, path: Path) -> Result | None:
+    """Return the kept run under the chapter's present text, if there is one and it is whole."""
+    try:
+        old = notebooks.read(path)
+        shown = notebooks.assemble(job.chapter.source, old, old.metadata.cdlib)
+        result = Result(job, path, float(old.metadata.cdlib["seconds"]), cached=True)
+    except Exception:  # there is none; or it is damaged in whatever way, and is made again
+        return None
+    notebooks.write(shown, path)
+    os.utime(path)
+    return result
+
+
+def _prune(latest: Path) -> None:
+    """Remove the oldest of a chapter's kept runs, never the latest; a date in the future says nothing, so it is old."""
+    now = time.time()
+    pattern = latest.name.split(".")[0] + f".{'[0-9a-f]' * 16}.ipynb"
+    others = {path: path.stat().st_mtime for path in latest.parent.glob(pattern) if path != latest}
+    for path in sorted(others, key=lambda path: others[path] if others[path] <= now else 0)[: -(KEPT - 1)]:
+        path.unlink(missing_ok=True)
 
 
 def _environment(folder: Path) -> dict[str, str]:
-    """Return the environment of a kernel: one thread, this Python, and nothing of the user's own IPython settings.
+    """Return what a kernel's environment gets: one thread, this Python, and nothing of the user's own IPython settings.
 
     A chapter runs in another folder than the user's, so that relative places become absolute.
     """
@@ -248,36 +268,12 @@ def _environment(folder: Path) -> dict[str, str]:
     threads = {f"{name}_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1") for name in ("OMP", "MKL", "OPENBLAS")}
     quiet = {"PYTHONWARNINGS": "ignore:IProgress not found", "PYDEVD_DISABLE_FILE_VALIDATION": "1"}
     fixed = {"JUPYTER_PREFER_ENV_PATH": "1", "IPYTHONDIR": str(folder / "ipython"), "PYTHONHASHSEED": "0"}
-    return {**os.environ, **threads, **quiet, **fixed, **places}
+    return {**threads, **quiet, **fixed, **places}
 
 
-def _prune(folder: Path, name: str) -> None:
-    runs = sorted(folder.glob(f"{name}.*.ipynb"), key=lambda path: path.stat().st_mtime)
-    for path in runs[:-KEPT]:
-        path.unlink(missing_ok=True)
+def _label(job: Job) -> str:
+    return f"{job.chapter.number} {job.chapter.title}"
 
 
-def _explain(chapter: Chapter, failed: Path, log: str) -> str:
-    """Return one line that says in which cell a chapter failed and why."""
-    where = f"notebooks/{chapter.path.name}"
-    cells = notebooks.read(failed).cells if failed.exists() else []
-    code = [cell for cell in cells if cell.cell_type == "code" and notebooks.INJECTED not in notebooks.tags(cell)]
-    for number, cell in enumerate(code, start=1):
-        error = next((output for output in cell.outputs if output.output_type == "error"), None)
-        answered = "shell.execute_reply" in cell.metadata.get("execution", {})
-        if error is None and (answered or not cell.source.strip()):
-            continue
-        why = f"{error.ename}: {_one_line(error.evalue)}" if error else "the kernel died (out of memory, or killed)"
-        line = _line(chapter, cell.source)
-        place = f"{where}:{line}" if line else where
-        return f"{place}: code cell {number} ({notebooks.first_line(cell.source)}): {why}"
-    return f"{where}: {(log.strip().splitlines() or ['papermill gave no reason'])[-1]}"
-
-
-def _line(chapter: Chapter, source: str) -> int | None:
-    before, found, _ = chapter.path.read_text(encoding="utf-8").partition(source)
-    return before.count("\n") + 1 if found else None
-
-
-def _one_line(text: str) -> str:
-    return " ".join(text.split())
+def _hash(what: Any) -> str:
+    return digest([json.dumps(what, sort_keys=True)])[:16]

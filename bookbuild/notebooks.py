@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from copy import deepcopy
 from pathlib import Path
@@ -20,6 +21,10 @@ from nbformat import NotebookNode
 from cdlib.files import atomic
 
 INJECTED = "injected-parameters"
+METADATA = {
+    "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
+    "language_info": {"name": "python"},
+}
 KEPT_METADATA = ("tags", "mystnb", "jupyter")
 
 
@@ -33,38 +38,40 @@ def assemble(source: NotebookNode, executed: NotebookNode, record: Mapping[str, 
     executed : NotebookNode
         A run of the same code cells; its text may be older. It may hold one more cell, the injected parameters.
     record : mapping
-        What is to be remembered of the run, as JSON values; see `record_of`.
+        What is to be remembered of the run, as JSON values: ``metadata.cdlib`` of the notebook.
 
     Returns
     -------
     NotebookNode
         Deterministic cell ids, code cells numbered 1 to n, and no metadata but tags, figure options and the record.
+
+    Raises
+    ------
+    ValueError
+        If the code cells are others.
     """
-    ran = [cell for cell in executed.cells if cell.cell_type == "code"]
-    injected = next((cell for cell in ran if INJECTED in tags(cell)), None)
-    outputs = iter([cell.outputs for cell in ran if cell is not injected])
+    ran = code_cells(executed)
+    injected = next((cell for cell in executed.cells if INJECTED in tags(cell)), None)
+    if [cell.source for cell in ran] != [cell.source for cell in code_cells(source)]:
+        raise ValueError("this is a run of other code")
+    outputs = iter([cell.outputs for cell in ran])
     cells = []
     for cell in source.cells:
         cells.append(_cell(cell, next(outputs) if cell.cell_type == "code" else []))
         if injected is not None and "parameters" in tags(cell):
             cells.append(_cell(_folded(injected), injected.outputs))
     _number(cells)
-    metadata = {
-        "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
-        "language_info": {"name": "python"},
-        **({"cdlib": dict(record)} if record else {}),
-    }
-    return nbformat.v4.new_notebook(cells=cells, metadata=metadata)
+    return nbformat.v4.new_notebook(cells=cells, metadata=METADATA | ({"cdlib": dict(record)} if record else {}))
+
+
+def code_cells(notebook: NotebookNode) -> list[NotebookNode]:
+    """Return the cells with code, without the parameters that papermill injects."""
+    return [cell for cell in notebook.cells if cell.cell_type == "code" and INJECTED not in tags(cell)]
 
 
 def tags(cell: NotebookNode) -> list[str]:
     """Return a cell's tags."""
     return list(cell.metadata.get("tags", []))
-
-
-def record_of(notebook: NotebookNode) -> dict[str, Any]:
-    """Return what `assemble` was told to remember of the run."""
-    return dict(notebook.metadata.get("cdlib", {}))
 
 
 def read(path: Path) -> NotebookNode:
@@ -88,6 +95,13 @@ def without_record(notebook: NotebookNode) -> NotebookNode:
     copy = deepcopy(notebook)
     copy.metadata.pop("cdlib", None)
     return copy
+
+
+def first_line(source: str) -> str:
+    """Return the first line of a cell that does something, shortened."""
+    lines = [line.strip() for line in source.splitlines() if re.match(r"\s*[^#%\s]", line)]
+    line = lines[0] if lines else " ".join(source.split())
+    return line if len(line) <= 60 else line[:57] + "..."
 
 
 def _cell(cell: NotebookNode, outputs: Iterable[NotebookNode]) -> NotebookNode:
@@ -120,11 +134,11 @@ def _joined(outputs: Iterable[NotebookNode]) -> list[NotebookNode]:
 
 def _number(cells: list[NotebookNode]) -> None:
     """Give every cell an id that follows from its text and every code cell its count."""
-    seen: dict[str, int] = {}
+    seen: Counter[str] = Counter()
     count = 0
     for cell in cells:
         digest = hashlib.sha256(json.dumps([cell.cell_type, cell.source]).encode()).hexdigest()[:8]
-        seen[digest] = seen.get(digest, 0) + 1
+        seen[digest] += 1
         cell.id = digest if seen[digest] == 1 else f"{digest}-{seen[digest]}"
         if cell.cell_type == "code":
             count += 1
@@ -132,10 +146,3 @@ def _number(cells: list[NotebookNode]) -> None:
             for output in cell.outputs:
                 if output.output_type == "execute_result":
                     output.execution_count = count
-
-
-def first_line(source: str) -> str:
-    """Return the first line of a cell that does something, shortened."""
-    lines = [line.strip() for line in source.splitlines() if re.match(r"\s*[^#%\s]", line)]
-    line = lines[0] if lines else source.strip()
-    return line if len(line) <= 60 else line[:57] + "..."

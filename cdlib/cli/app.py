@@ -1,4 +1,4 @@
-"""The command `cdlib`: profile, compare and prune networks, run chapters, look after data, list recorded results.
+"""The command `cdlib`: profile, compare and prune networks, look after data, list recorded results.
 
 The commands themselves are in the modules beside this one: they parse, call the package and have `cdlib.cli.output`
 print; nothing is computed there. Reports go to standard output, as text or, with `--json`, as JSON and nothing else;

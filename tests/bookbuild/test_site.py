@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import yaml
 
-from bookbuild import chapters, site
-from bookbuild.execution import Result
+from bookbuild import chapters, notebooks, site
+from bookbuild.chapters import Result
 from cdlib.errors import CdlibError
 
 if TYPE_CHECKING:
@@ -182,25 +182,9 @@ def test_buttons_that_need_the_repository_appear_only_with_its_address(tmp_path:
     assert {"colab_url", "binderhub_url"} <= set(theme["launch_buttons"])
 
 
-def test_staging_refuses_a_table_of_contents_that_does_not_fit(small_book: Any) -> None:
-    book = small_book(_01_first=["seed = 0"])
-    (book / "book").mkdir()
-    result = [Result(chapter, ROOT / "nothing", 0.0, False, {}) for chapter in chapters.find(book)]
-    for toc, message in [
-        ("root: book/index\n", "notebooks/01_first is not in _toc.yml"),
-        (
-            "root: book/index\nchapters:\n- file: notebooks/01_first\n",
-            "_toc.yml names book/index, which does not exist",
-        ),
-    ]:
-        (book / "_toc.yml").write_text(toc)
-        with pytest.raises(CdlibError, match=message):
-            site.check_contents(result, book)
-
-
 def test_an_empty_site_and_a_chapter_without_outputs_are_refused(tmp_path: Path, small_book: Any) -> None:
-    [chapter] = chapters.find(small_book(_01_first=["seed = 0"]))
-    results = [Result(chapter, chapter.path, 0.0, False, {})]
+    [job] = chapters.plan(small_book(_01_first=["seed = 0"]))
+    results = [Result(job, job.chapter.path, 0.0)]
     html = tmp_path / "html"
     (html / "notebooks").mkdir(parents=True)
     with pytest.raises(CdlibError, match="is empty"):
@@ -218,3 +202,45 @@ def test_an_empty_site_and_a_chapter_without_outputs_are_refused(tmp_path: Path,
             site.check(results, html)
     page.write_text('<div class="cell_output">42</div>')
     site.check(results, html)
+
+
+def test_a_site_takes_the_place_of_the_last_when_it_is_whole(
+    small_book: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    book = small_book(_01_first=["seed = 0", "print(seed)"])
+    (book / "_config.yml").write_text(yaml.safe_dump({"sphinx": {"config": {"html_theme_options": {}}}}))
+    (book / "book" / "this_build.md").write_text(f"# This build\n\n{site.TABLE}\n")
+    [job] = chapters.plan(book, parameters={"seed": 3})
+    result = Result(job, book / "_build" / "executed" / "01_first.ipynb", 2.0)
+    notebooks.write(notebooks.assemble(job.chapter.source, job.chapter.source, {"seconds": 2.0}), result.path)
+    pages, builds = "one", []
+
+    def sphinx(source: Path, to: Path, _: Path) -> int:
+        builds.append(pages)
+        assert "`seed = 3` | 2 s |" in (source / "book" / "this_build.md").read_text()
+        assert notebooks.read(source / "notebooks" / "01_first.ipynb").metadata.get("cdlib") is None
+        assert (source / "assets" / "mathjax" / "tex-chtml.js").is_file()
+        (to / "notebooks").mkdir(parents=True)
+        (to / "index.html").write_text(pages)
+        if pages == "stopped":
+            raise KeyboardInterrupt
+        (to / "notebooks" / "01_first.html").write_text("nothing" if pages == "empty" else "cell_output")
+        return int(pages == "warned")
+
+    monkeypatch.setattr(site, "_sphinx", sphinx)
+    first = site.build([result], book)
+    assert (first, first.read_text()) == (book / "_build" / "html" / "index.html", "one")
+    assert site.build([result], book) == first and builds == ["one"]
+    assert "up to date" in capsys.readouterr().err
+
+    (book / "book" / "index.md").write_text("# Another beginning\n")
+    for pages in ("warned", "empty", "stopped"):
+        with pytest.raises(KeyboardInterrupt if pages == "stopped" else CdlibError):
+            site.build([result], book)
+        assert first.read_text() == "one"
+    for damage in (b"", b"\xff\xfe", None):
+        pages = f"after {damage!r}"
+        assert site.build([result], book).read_text() == pages
+        stamp = first.with_name(".hash")
+        stamp.unlink() if damage is None else stamp.write_bytes(damage)
+    assert sorted(path.name for path in (book / "_build").iterdir()) == ["executed", "html", "stage"]

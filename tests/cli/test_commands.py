@@ -101,8 +101,7 @@ def test_help_imports_nothing_slow() -> None:
 
 def test_help_and_version() -> None:
     assert all(
-        name in printed("--help")
-        for name in ("profile", "compare", "groups", "prune", "study", "chapters", "data", "results")
+        name in printed("--help") for name in ("profile", "compare", "groups", "prune", "study", "data", "results")
     )
     assert printed("--version") == f"cdlib {cdlib.__version__}\n"
 
@@ -360,85 +359,20 @@ def nn_pair() -> torch.nn.Module:
     return Pair()
 
 
-# ------------------------------------------------------------------------------------- chapters, data, recorded results
-
-CHAPTER = """---
-jupytext:
-  text_representation:
-    extension: .md
-    format_name: myst
-kernelspec:
-  display_name: Python 3
-  language: python
-  name: python3
----
-
-# A title
-
-```{code-cell} ipython3
-:tags: [parameters]
-
-seed = 0  # a seed
-rate = 0.5
-```
-
-```{code-cell} ipython3
-assert rate < 1
-```
-"""
+# ----------------------------------------------------------------------------------------------- data, recorded results
 
 
 @pytest.fixture
 def book(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "_config.yml").touch()
-    (tmp_path / "notebooks").mkdir()
-    (tmp_path / "notebooks" / "01_title.md").write_text(CHAPTER)
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("CDLIB_RESULTS", raising=False)
     return tmp_path
 
 
-def test_chapters_are_listed(book: Path) -> None:
-    assert "A title" in printed("chapters", "list")
-    found = json.loads(printed("chapters", "list", "--json"))
-    assert found["chapters"][0]["parameters"] == {"seed": 0, "rate": 0.5}
-
-
-def test_chapters_run_and_a_failure_is_exit_code_1(book: Path) -> None:
-    good = run("chapters", "run", "1", "-p", "rate=0.25", "--json")
-    assert good.exit_code == 0, good.stderr
-    assert json.loads(good.stdout)["chapters"][0]["parameters"] == {"seed": 0, "rate": 0.25}
-    bad = run("chapters", "run", "1", "-p", "rate=2")
-    assert bad.exit_code == 1
-    assert "AssertionError" in bad.stdout
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (("1", "-p", "sead=1"), "did you mean 'seed'"),
-        (("1", "-p", "seed=x"), "seed"),
-        (("1", "-p", "seed"), "name=value"),
-        (("1", "-p", "seed=1", "-p", "seed=2"), "given twice"),
-        (("2",), "unknown chapter"),
-        (("1", "--profile", "quik"), "did you mean 'quick'"),
-        (("1", "--jobs", "0"), "jobs is 0"),
-    ],
-)
-def test_chapters_refuse_what_they_do_not_know(book: Path, arguments: tuple[str, ...], message: str) -> None:
-    assert message in refused("chapters", "run", *arguments)
-    assert not (book / "_build").exists()
-
-
-def test_an_unwritable_folder_is_named(book: Path) -> None:
-    (book / "_build").touch()
-    assert str(book / "_build") in refused("chapters", "run", "1")
-
-
 def test_outside_a_checkout_the_commands_say_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("CDLIB_RESULTS", raising=False)
-    assert "_config.yml" in refused("chapters", "list")
     assert "_config.yml" in refused("results")
 
 

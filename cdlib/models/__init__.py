@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from cdlib.models.architectures import BOOK, reinitialised, set_stem
-from cdlib.models.by_name import RECIPE, build, names, options
+from cdlib.models.by_name import RECIPE, build, fresh, names, options
 from cdlib.models.state_dicts import load_weights
 
 __all__ = [
     "BOOK",
     "RECIPE",
     "build",
+    "fresh",
     "load_weights",
     "names",
     "options",

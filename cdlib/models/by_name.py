@@ -66,6 +66,29 @@ def build(name: str, classes: int = 10, *, pretrained: bool = False, **options: 
     return model
 
 
+def fresh(name: str, classes: int, channels: int, seed: int) -> nn.Module:
+    """Build a network with the weights of a seed, for images of so many channels.
+
+    Parameters
+    ----------
+    name, classes
+        As for `build`.
+    channels : int
+        Passed on as `in_channels` to a network that takes it; any other must be made for so many.
+    seed : int
+        Of the weights. torch's global generator is left as it was.
+
+    Raises
+    ------
+    CdlibError
+        As `build`.
+    """
+    given: dict[str, Any] = {"in_channels": channels} if "in_channels" in options(name) else {}
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return build(name, classes, **given)
+
+
 def _built(name: str, classes: int, pretrained: bool, options: dict[str, Any]) -> nn.Module:
     if _is_file(name):
         return _from_file(name, classes, pretrained, options)

@@ -567,3 +567,14 @@ def test_weights_are_drawn_anew_for_the_widths_of_now() -> None:
     assert not torch.equal(reinitialised(wide, 4)[0].weight, first.weight)
     sent = reinitialised(wide, 3, "fan_out")[2].weight
     assert sent.std().item() == pytest.approx((2 / 500) ** 0.5, rel=0.01)
+
+
+def test_a_network_of_a_seed_for_images_of_so_many_channels() -> None:
+    before = torch.get_rng_state()
+    grey = models.fresh("vgg_mini", 7, 1, seed=3)
+    assert torch.equal(torch.get_rng_state(), before)
+    torch.manual_seed(3)
+    known = models.build("vgg_mini", 7, in_channels=1)
+    assert all(torch.equal(a, b) for a, b in zip(grey.parameters(), known.parameters(), strict=True))
+    assert grey(torch.zeros(1, 1, 8, 8)).shape == (1, 7)
+    assert models.fresh("squeezenet1_1", 7, 3, seed=0)(torch.zeros(1, 3, 32, 32)).shape == (1, 7)  # has no such option

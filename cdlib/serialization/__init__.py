@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from cdlib.serialization.encoding import FORMS, decode, encode, executable, sizes, two_to_four
-from cdlib.serialization.network_files import load, save
+from cdlib.serialization.encoding import FORMS, decode, encode, sizes, two_to_four
+from cdlib.serialization.network_files import example_input, load, save
+from cdlib.serialization.sparse_execution import executable
 
 __all__ = [
     "FORMS",
     "decode",
     "encode",
+    "example_input",
     "executable",
     "load",
     "save",

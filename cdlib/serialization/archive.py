@@ -5,9 +5,8 @@ What the description says, and what is made of it, is the business of `cdlib.ser
 
 from __future__ import annotations
 
-import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,8 @@ from torch import Tensor
 
 from cdlib.errors import CdlibError
 from cdlib.files import atomic
+from cdlib.text import digest, one_line
+from cdlib.torch_state import bytes_of
 
 VERSION = 1
 """The version of the format that is written, and the only one that is read."""
@@ -66,7 +67,7 @@ def write(file: Path, description: Mapping[str, Any], tensors: Mapping[str, Tens
 
     check_place(file)
     said = {"version": VERSION, **description}
-    said["digest"] = digest(said, tensors)
+    said["digest"] = digest_of(said, tensors)
     try:
         content = save(dict(tensors), {"cdlib": json.dumps(said)})
         with atomic(file) as opened:
@@ -93,28 +94,39 @@ def read(file: Path, *, tensors: bool = True) -> tuple[dict[str, Any], dict[str,
             description = _description(file, opened.metadata() or {})
             found = {name: opened.get_tensor(name).clone() for name in (opened.keys() if tensors else ())}
     except (SafetensorError, OSError) as error:
-        raise CdlibError(f"{file} cannot be read ({line(error)}): cut short, or not made by cdlib.save.") from error
-    if tensors and description["digest"] != digest(description, found):
+        raise CdlibError(f"{file} cannot be read ({one_line(error)}): cut short, or not made by cdlib.save.") from error
+    if tensors and description["digest"] != digest_of(description, found):
         raise CdlibError(f"{file} was altered or damaged after it was saved (another digest): get the file again.")
     return description, found
 
 
-def line(error: BaseException) -> str:
-    """Return an error's type and message as one short line."""
-    text = " ".join(str(error).split())[:160]
-    return f"{type(error).__name__}: {text}" if text else type(error).__name__
-
-
-def digest(description: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> str:
+def digest_of(description: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> str:
     """The SHA-256 of names, types, shapes and bytes of all tensors and of all that is said about them."""
     said = {key: value for key, value in description.items() if key != "digest"}
-    found = hashlib.sha256(json.dumps(said, sort_keys=True).encode())
+    parts: list[str | memoryview] = [json.dumps(said, sort_keys=True)]
     for name in sorted(tensors):
         tensor = tensors[name]
-        found.update(json.dumps([name, str(tensor.dtype), list(tensor.shape)]).encode())
-        if tensor.numel():
-            found.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
-    return found.hexdigest()
+        parts += [json.dumps([name, str(tensor.dtype), list(tensor.shape)]), bytes_of(tensor)]
+    return digest(parts)
+
+
+def check_types(tensors: Iterable[Tensor]) -> None:
+    """Raise if the safetensors format does not keep the type of a tensor.
+
+    Raises
+    ------
+    CdlibError
+        For types such as complex128.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load, save
+
+    for kind in {tensor.dtype for tensor in tensors}:
+        try:
+            load(save({"": torch.empty(0, dtype=kind, device="cpu")}))
+        except (KeyError, SafetensorError) as error:
+            name = str(kind).removeprefix("torch.")
+            raise CdlibError(f"safetensors files hold no tensors of {name}: convert them to another type.") from error
 
 
 def _description(file: Path, metadata: Mapping[str, str]) -> dict[str, Any]:

@@ -21,12 +21,12 @@ from cdlib.models import RECIPE, build
 from cdlib.pruning.unstructured_pruning import permanent
 from cdlib.pruning.weight_masks import masked_in, put_on_like, refresh
 from cdlib.serialization import archive
-from cdlib.serialization import sparse_formats as forms
 from cdlib.serialization import state as contents
 from cdlib.surgery import history
 from cdlib.surgery.removal import HISTORY, cut, rewritten, shrink
 from cdlib.surgery.rewriting.program import Rewritten
-from cdlib.torch_state import tensors_of
+from cdlib.text import one_line
+from cdlib.torch_state import tensors_of, tied
 
 _SOURCES = {
     "pretrained",
@@ -67,7 +67,7 @@ def save(model: nn.Module, path: str | Path) -> None:
     >>> cdlib.save(cdlib.models.build("vgg_mini"), "vgg.cdlib")  # doctest: +SKIP
     """
     contents.check(model)
-    forms.check_types(tensors_of(model).values())
+    archive.check_types(tensors_of(model).values())
     if any(isinstance(module, Rewritten) and masked_in(module) for module in model.modules()):
         raise CdlibError(
             f"{type(model).__name__} had masks when code of it was rewritten: take them off with "
@@ -115,7 +115,7 @@ def load(path: str | Path, model: nn.Module | None = None) -> nn.Module:
     except CdlibError as error:
         raise CdlibError(_misfit(file, description["class"], str(error).rstrip("."), model)) from error
     except (KeyError, TypeError, ValueError, AttributeError, IndexError, RuntimeError) as error:
-        raise CdlibError(_misfit(file, description["class"], archive.line(error), model)) from error
+        raise CdlibError(_misfit(file, description["class"], one_line(error), model)) from error
     contents.fill(network, tensors, set(description["channels_last"]))
     refresh(network)
     unlike = set(description["unlike"])
@@ -145,7 +145,7 @@ def _describe(model: nn.Module) -> dict[str, Any]:
         "class": contents.kind(model),
         "recipe": _recipe(model),
         "removed": getattr(model, HISTORY, []),
-        "shared": contents.shared(model),
+        "shared": tied(model),
         "temporary": sorted(contents.temporary(model)),
         "channels_last": [name for name, tensor in tensors_of(model).items() if contents.is_channels_last(tensor)],
         "training": model.training,

@@ -5,7 +5,7 @@ The file itself is `cdlib.serialization.network_files`' business.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -15,7 +15,7 @@ from cdlib.errors import CdlibError
 from cdlib.grouping import Ids
 from cdlib.surgery.removal import HISTORY
 from cdlib.surgery.rewriting.program import Rewritten
-from cdlib.torch_state import check_network, tensors_of
+from cdlib.torch_state import check_network, sharing, tensors_of, tied
 
 
 def check(model: Any) -> None:
@@ -27,14 +27,14 @@ def check(model: Any) -> None:
         If it is no network or compiled, keeps something else than tensors in its state, has a module that was cut by
         itself, or has tensors without values, of unusual layout, or that share memory without being the same.
     """
-    names = dict(_named(check_network(model)))
+    held = tensors_of(check_network(model))
     name = type(model).__name__
     for path, inner in model.named_modules():
         if path and HISTORY in vars(inner):
             raise CdlibError(
                 f"{path} of {name} was cut by itself: save it alone, or remove units from the whole network."
             )
-    for key, tensor in names.items():
+    for key, tensor in held.items():
         if torch.nn.parameter.is_lazy(tensor):
             raise CdlibError(f"{key} has no shape yet: run the network once, then save it.")
         if tensor.layout != torch.strided or tensor.is_quantized:
@@ -42,28 +42,19 @@ def check(model: Any) -> None:
         if tensor.is_meta:
             raise CdlibError(f"{key} is on the meta device and has no values: build the network on another device.")
     for key in model.state_dict():
-        if key not in names:
+        if key not in {*held, *tied(model)}:
             raise CdlibError(f"{name} keeps {key!r} outside of its parameters and buffers, as quantised layers do: "
                              "save a network whose state is parameters and buffers.")  # fmt: skip
-    seen: dict[int, str] = {}
-    for key, tensor in tensors_of(model).items():
-        if tensor.numel() and (other := seen.setdefault(tensor.data_ptr(), key)) != key:
-            raise CdlibError(
-                f"{key} and {other} share memory without being the same parameter: make one of them a copy, or use one "
-                "and the same parameter."
-            )
+    if pair := sharing(held, Tensor.data_ptr):
+        raise CdlibError(
+            f"{pair[0]} and {pair[1]} share memory without being the same parameter: make one of them a copy, or use "
+            "one and the same parameter."
+        )
 
 
 def kind(model: nn.Module) -> str:
     """Return the name of the class of a network, also if all of it was rewritten."""
     return model.stands_for if isinstance(model, Rewritten) else type(model).__name__
-
-
-def shared(model: nn.Module) -> dict[str, str]:
-    """Return the further names of parameters and buffers that have several, with the one they are saved under."""
-    first: dict[int, str] = {}
-    found = {name: first.setdefault(id(tensor), name) for name, tensor in _named(model)}
-    return {name: other for name, other in found.items() if name != other}
 
 
 def temporary(model: nn.Module) -> set[str]:
@@ -116,10 +107,10 @@ def check_fit(model: nn.Module, tensors: Mapping[str, Tensor], ties: Mapping[str
         or if the network does not share parameters as the saved one did.
     """
     held, loose = tensors_of(model), temporary(model) | set(caches)
-    if shared(model) != dict(ties):
-        name = next(key for key in {**ties, **shared(model)} if ties.get(key) != shared(model).get(key))
+    if (own := tied(model)) != dict(ties):
+        name = next(key for key in {**ties, **own} if ties.get(key) != own.get(key))
         one, both = ("the file", "the network") if name not in ties else ("the network", "the file")
-        other = {**shared(model), **ties}[name]
+        other = {**own, **ties}[name]
         raise CdlibError(f"{name} and {other} are one parameter in {both} and two in {one}.")
     faults = [f"it lacks {name!r}" for name in sorted(tensors) if name not in held and name not in loose]
     faults += [f"the file lacks {name!r}" for name in held if name not in tensors and name not in loose]
@@ -140,11 +131,6 @@ def fill(model: nn.Module, tensors: Mapping[str, Tensor], channels_last: set[str
             if name in channels_last and tensor.dim() in (4, 5):
                 tensor = torch.empty_like(tensor, memory_format=_formats(tensor)[0]).copy_(tensor)
             held[name].data = tensor.to(held[name].device)
-
-
-def _named(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    yield from model.named_parameters(remove_duplicate=False)
-    yield from model.named_buffers(remove_duplicate=False)
 
 
 def _looks(tensor: Tensor) -> str:

@@ -16,7 +16,8 @@ from torch.nn.utils import prune
 import cdlib
 from cdlib import CdlibError, models
 from cdlib.pruning import permanent, unstructured
-from cdlib.serialization.encoding import FORMS, CsrLinear, decode, encode, executable, sizes, two_to_four
+from cdlib.serialization import FORMS, decode, encode, executable, sizes, two_to_four
+from cdlib.serialization.sparse_execution import CsrLinear
 
 IMAGE = torch.zeros(1, 3, 8, 8)
 

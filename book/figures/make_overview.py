@@ -7,6 +7,7 @@ text without a font inside, the same on every machine, so `tests/book/test_readm
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cache
 from itertools import groupby
 from pathlib import Path
 
@@ -34,6 +35,7 @@ def main() -> None:
         (FOLDER / f"overview-{theme}.svg").write_text(draw(theme), encoding="utf-8")
 
 
+@cache
 def counts() -> pd.DataFrame:
     """Return a row per layer with weights: its map size and counts, pooling added to the layer before it."""
     with torch.device("meta"):

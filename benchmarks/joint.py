@@ -23,6 +23,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+import cdlib
 from cdlib import models
 from cdlib.pruning import dhspg, hesso
 from cdlib.report.timing import cpu_peak
@@ -33,12 +34,12 @@ BASES: dict[str, Callable[[nn.Module], torch.optim.Optimizer]] = {
     "AdamW": lambda m: torch.optim.AdamW(m.parameters(), lr=1e-4),
 }
 ARMS: dict[str, Callable[[nn.Module, Any, Any], torch.optim.Optimizer]] = {
-    "base": lambda m, x, base: base,
-    "HESSO, warm-up": lambda m, x, base: hesso(m, x, base, 0.7, start=LONG, steps=LONG),
-    "HESSO, shrinking": lambda m, x, base: hesso(m, x, base, 0.7, steps=LONG),
-    "HESSO, done": lambda m, x, base: hesso(m, x, base, 0.7, steps=1),
-    "DHSPG, pulling": lambda m, x, base: dhspg(m, x, base, 0.7, steps=LONG),
-    "DHSPG, done": lambda m, x, base: dhspg(m, x, base, 0.7, steps=1),
+    "base": lambda m, groups, base: base,
+    "HESSO, warm-up": lambda m, groups, base: hesso(m, groups, base, 0.7, start=LONG, steps=LONG),
+    "HESSO, shrinking": lambda m, groups, base: hesso(m, groups, base, 0.7, steps=LONG),
+    "HESSO, done": lambda m, groups, base: hesso(m, groups, base, 0.7, steps=1),
+    "DHSPG, pulling": lambda m, groups, base: dhspg(m, groups, base, 0.7, steps=LONG),
+    "DHSPG, done": lambda m, groups, base: dhspg(m, groups, base, 0.7, steps=1),
 }
 
 
@@ -62,7 +63,8 @@ def rows(name: str, make: Callable[[nn.Module], torch.optim.Optimizer], argument
     model = models.build(arguments.model, 10)
     x, y = torch.randn(arguments.batch, 3, 32, 32), torch.randint(0, 10, (arguments.batch,))
     networks = {arm: copy.deepcopy(model) for arm in ARMS}
-    optimizers = {arm: wrap(networks[arm], x[:1], make(networks[arm])) for arm, wrap in ARMS.items()}
+    groups = cdlib.find_groups(model, x[:1])
+    optimizers = {arm: wrap(networks[arm], groups, make(networks[arm])) for arm, wrap in ARMS.items()}
     steps: dict[str, list[float]] = {arm: [] for arm in ARMS}
     passes: list[float] = []
     first: dict[str, int] = {}

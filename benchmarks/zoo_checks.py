@@ -105,7 +105,7 @@ def cdlib_checks(log: Log, family: str, name: str) -> None:
     if "grouped" not in row["passed"]:
         return
     with log.step("removed"):
-        small = cdlib.remove(model, inputs, half(groups), batch_dim=batch_dim)
+        small = cdlib.remove(model, groups, half(groups))
         row["parameters left"] = sum(p.numel() for p in small.parameters())
         row["rewritten"] = rewritten(small)
     if "removed" not in row["passed"]:
@@ -148,15 +148,12 @@ def exact(
     with log.step(step):
         groups = cdlib.find_groups(model, inputs, batch_dim=batch_dim)
         drops = {"all": half(groups), "zero-invariant": half(groups, invariant_only=True)}
-        del groups
         if drops["all"] == drops["zero-invariant"]:
             del drops["zero-invariant"]
         for kind, drop in drops.items():
             if not drop:
                 continue
-            found[kind] = check_exact(
-                model, inputs, drop, seed=SEED, batch_dim=batch_dim, dtype=precision, compare=compare
-            )
+            found[kind] = check_exact(model, groups, drop, seed=SEED, dtype=precision, compare=compare)
             numbers = vars(found[kind]).items()
             log.row.setdefault(step, {})[kind] = {
                 k: v if v is not None and math.isfinite(v) else None for k, v in numbers

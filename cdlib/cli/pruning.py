@@ -68,8 +68,8 @@ def prune(
 
     import cdlib
     from cdlib.cli import output as console
-    from cdlib.pruning.saliency import MEASURES, lowest
-    from cdlib.surgery.removal import cut, rewritten, slices_of
+    from cdlib.pruning import MEASURES, lowest
+    from cdlib.surgery import rewritten
 
     check_share("--ratio", ratio)
     check_seed(seed, "--seed")
@@ -79,12 +79,12 @@ def prune(
     with options.status("finding the groups"):
         found = cdlib.find_groups(network, example, keep=keep or ())
     chosen = [group for group in found.prunable if group.zero_invariant or not zero_invariant]
-    slices = slices_of(found, lowest(network, chosen, ratio, by=saliency, seed=seed), round_to)
-    removed = {group.name: units for group in chosen if (units := group.units_in(slices))}
-    if ratio and not removed:
+    drop = found.check(lowest(network, chosen, ratio, by=saliency, seed=seed), round_to)
+    removed = {name: len(units) for name, units in drop.items()}
+    if ratio and not any(removed.values()):
         raise CdlibError(_nothing(found, chosen, ratio, round_to))
     with options.status("removing the units and comparing every operator"):
-        small = cut(network, example, found.walk, slices)
+        small = cdlib.remove(network, found, drop)
     with options.status(f"writing {output}"):
         cdlib.save(small, output)
         profiles = [cdlib.profile(each, example) for each in (network, small)]
@@ -107,11 +107,11 @@ def prune(
 
 def _check(saliency: str, measures: Any, round_to: int, output: Path, force: bool) -> None:
     """Raise what can be known before the network is built."""
-    from cdlib.serialization import archive
+    from cdlib.serialization import check_place
 
     check_choice("saliency", saliency, measures)
     check_whole("--round-to", round_to, 1)
-    archive.check_place(output)
+    check_place(output)
     if output.exists() and not force:
         raise CdlibError(f"{output} exists: give another name, or --force to replace it.")
 

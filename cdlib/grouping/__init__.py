@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from cdlib.grouping.finding import find_groups
-from cdlib.grouping.groups import Drop, Group, Groups, Key, Slice, parameter_share
+from cdlib.grouping.finding import find_again, find_groups
+from cdlib.grouping.groups import Drop, Group, Groups, Key, Slice, check_groups, parameter_share
 from cdlib.grouping.labels import Flags, Ids
 from cdlib.grouping.ops import arguments
 from cdlib.grouping.preconditions import check, check_batch
@@ -24,7 +24,9 @@ __all__ = [
     "arguments",
     "check",
     "check_batch",
+    "check_groups",
     "choose_reshapes",
+    "find_again",
     "find_groups",
     "parameter_share",
 ]

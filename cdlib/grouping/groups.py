@@ -18,10 +18,12 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import nn
 
-from cdlib.errors import CdlibError, unknown
-from cdlib.graph import Graph
+from cdlib.errors import CdlibError, check_whole, unknown
+from cdlib.graph import Graph, Inputs
 from cdlib.grouping.labels import Flags, Ids
+from cdlib.grouping.preconditions import check
 from cdlib.grouping.walk_state import Walk
+from cdlib.torch_state import tensors_of
 
 Key = tuple[str, int]
 Drop = Mapping[str, Iterable[int]]
@@ -110,20 +112,27 @@ class Group:
         of_unit, index = self.places[key]
         return np.sort(index[np.isin(of_unit, np.asarray(units, dtype=np.int64))])
 
-    def units_in(self, slices: Mapping[Key, Ids]) -> int:
-        """Return how many units vanish with slices, as `cdlib.surgery.slices_of` returns them."""
-        of_unit, index = self.places[self.tensors[0]]
-        return len(np.unique(of_unit[np.isin(index, slices.get(self.tensors[0], ()))]))
-
 
 class Groups(Sequence[Group]):
-    """The groups of a network, in the order of the run; also indexable by name. `print` shows them as a table."""
+    """The groups of a network, in the order of the run; also indexable by name. `print` shows them as a table.
 
-    def __init__(self, groups: Iterable[Group], model: str, walk: Walk) -> None:
+    Attributes
+    ----------
+    walk : Walk
+        The captured network with the labels of its indices.
+    inputs : Inputs
+        What the network was called with: the example and its `batch_dim`.
+    keep : tuple of str
+        What nothing may be removed of.
+    """
+
+    def __init__(
+        self, groups: Iterable[Group], model: nn.Module, walk: Walk, inputs: Inputs, keep: Iterable[str]
+    ) -> None:
         self._groups = list(groups)
         self._names = {group.name: group for group in self._groups}
-        self._model = model
-        self.walk = walk
+        self._model, self._tensors = type(model).__name__, _shapes(model)
+        self.walk, self.inputs, self.keep = walk, inputs, tuple(keep)
 
     @property
     def graph(self) -> Graph:
@@ -157,14 +166,41 @@ class Groups(Sequence[Group]):
         """The groups whose units may be removed."""
         return [group for group in self if group.prunable]
 
-    def check(self, drop: Drop) -> dict[str, list[int]]:
-        """Return the units to drop as sorted lists without repetition, or raise.
+    def check_model(self, model: nn.Module) -> None:
+        """Raise unless these are the groups of a network, of a copy of it, or of one that differs in numbers only.
 
         Raises
         ------
         CdlibError
-            If a group is unknown, not prunable or would be removed whole, or has no such unit.
+            If its parameters and buffers, masks among them, do not have the names, shapes and types that were found,
+            or as `find_groups` for what cannot be pruned.
         """
+        check(model, ())
+        held = _shapes(model)
+        for name in dict.fromkeys([*self._tensors, *held]):
+            if held.get(name) != self._tensors.get(name):
+                theirs, mine = (found.get(name, "not there") for found in (self._tensors, held))
+                raise CdlibError(
+                    f"these groups are not of this {type(model).__name__}: {name} was {theirs} in the {self._model} "
+                    f"they were found for, and is {mine} here; call find_groups for the network that you pass."
+                )
+
+    def inputs_for(self, model: nn.Module) -> Inputs:
+        """Return the example, on the device of a network."""
+        devices = [tensor.device for tensor in tensors_of(model).values()]
+        return self.inputs.map(lambda t: t if not devices or t.device in devices else t.to(devices[0]))
+
+    def check(self, drop: Drop, round_to: int = 1) -> dict[str, list[int]]:
+        """Return the units to drop as lists without repetition, or raise.
+
+        With `round_to`, those named last stay, so that the widths are multiples of it, or what they were.
+
+        Raises
+        ------
+        CdlibError
+            If a group is unknown, not prunable or would be removed whole, or has no such unit; or for no multiple.
+        """
+        check_whole("round_to", round_to, 1)
         if not isinstance(drop, Mapping):
             raise CdlibError(f"drop is {type(drop).__name__!r}: give a dictionary from a group's name to its units.")
         found: dict[str, list[int]] = {}
@@ -178,7 +214,8 @@ class Groups(Sequence[Group]):
                 raise CdlibError(f"group {name!r} cannot be pruned: it {group.reason}. Leave it out of drop.")
             if chosen and len(chosen) == group.size:
                 raise CdlibError(f"drop removes all {group.size} units of group {name!r}: keep at least one.")
-            found[name] = [int(unit) for unit in chosen]
+            stay = min(group.size, -(-(group.size - len(chosen)) // round_to) * round_to)
+            found[name] = [int(unit) for unit in chosen[: group.size - stay]]
         return found
 
     def __repr__(self) -> str:
@@ -211,6 +248,18 @@ def _some(names: list[str], most: int = 3) -> str:
     layers = list(dict.fromkeys(name.rpartition(".")[0] or name for name in names))
     more = f" +{len(layers) - most}" if len(layers) > most else ""
     return ", ".join(layers[:most]) + more
+
+
+def _shapes(model: nn.Module) -> dict[str, str]:
+    """Shape and type of every parameter and buffer, as text."""
+    return {name: f"{list(t.shape)} {str(t.dtype).removeprefix('torch.')}" for name, t in tensors_of(model).items()}
+
+
+def check_groups(groups: Groups, model: nn.Module) -> None:
+    """Raise a CdlibError unless these are groups, and those of a network, as `Groups.check_model` says."""
+    if not isinstance(groups, Groups):
+        raise CdlibError(f"groups is {type(groups).__name__!r}: give what cdlib.find_groups(model, ...) returns.")
+    groups.check_model(model)
 
 
 def parameter_share(model: nn.Module, groups: Iterable[Group]) -> float:

@@ -9,7 +9,7 @@ from torch import nn
 
 from cdlib.errors import CdlibError
 from cdlib.graph import Graph, Inputs, tensors
-from cdlib.graph.tracing import ExampleInput, repeated, run
+from cdlib.graph.tracing import run
 from cdlib.torch_state import check_module, sharing, tensors_of
 
 
@@ -80,13 +80,12 @@ _CHOICES = {"_local_scalar_dense", "is_nonzero", "equal"}
 """Operators that hand a number of a tensor to Python; a truth value, for an ``if``."""
 
 
-def training_run(model: nn.Module, graph: Graph, example_input: ExampleInput, batch_dim: int | None) -> Graph | None:
+def training_run(model: nn.Module, graph: Graph, inputs: Inputs) -> Graph | None:
     """Record a network in training mode, if there are weights that it uses then and not at inference; else None."""
     unused = {name for name, _ in model.named_parameters()} - _weights(graph)
     if not unused or graph.follows_numbers:
         return None
-    args = repeated(example_input, batch_dim, 2)
-    training, error = run(model, args, on_meta=graph.on_meta, training=True)
+    training, error = run(model, inputs.repeated(2), on_meta=graph.on_meta, training=True)
     return training if error is None and unused & _weights(training) else None
 
 

@@ -19,7 +19,7 @@ from torch import nn
 from cdlib.complexity import lifetimes
 from cdlib.complexity.macs import macs_of
 from cdlib.graph import Value, map_tensors
-from cdlib.grouping import Groups, Ids
+from cdlib.grouping import Groups, Ids, check_groups
 
 RESOURCES = ("params", "macs", "activation_bytes")
 
@@ -55,9 +55,15 @@ class Meter:
         ``params``, ``macs`` and ``activation_bytes`` of what is left.
     kept : dict from str to int
         By prunable group, how many units are left.
+
+    Raises
+    ------
+    CdlibError
+        If the groups are of another network.
     """
 
     def __init__(self, model: nn.Module, groups: Groups) -> None:
+        check_groups(groups, model)
         self.groups = {group.name: group for group in groups.prunable}
         self.totals = dict.fromkeys(RESOURCES, 0)
         self.kept = {name: group.size for name, group in self.groups.items()}

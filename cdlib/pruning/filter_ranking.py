@@ -7,20 +7,19 @@ al. 2017, arXiv:1708.06519; Molchanov et al. 2019, arXiv:1906.10771). Training i
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
-from functools import partial
+from collections.abc import Callable
+from dataclasses import replace
 
 import torch
 from torch import nn
 
 from cdlib.data import Split
-from cdlib.errors import CdlibError, check_choice, check_seed, check_share, check_whole
-from cdlib.graph.tracing import ExampleInput
-from cdlib.grouping import Groups, find_groups
+from cdlib.errors import CdlibError, check_choice, check_seed, check_whole
+from cdlib.grouping import Groups, find_again
 from cdlib.pruning.costs import Meter
 from cdlib.pruning.layer_widths import evenly
 from cdlib.pruning.saliency import MEASURES, scores, with_gradients
-from cdlib.pruning.targets import UNITS, Limits, amount, check_reach, cut_to, take
+from cdlib.pruning.targets import UNITS, Draw, Draws, Goal
 
 SCOPES = ("global", "layer")
 _RELATIVE = ("l1", "l2")  # a sum over more elements is larger: only its ratio to the group's mean can be compared
@@ -28,7 +27,7 @@ _RELATIVE = ("l1", "l2")  # a sum over more elements is larger: only its ratio t
 
 def ranking(
     model: nn.Module,
-    example_input: ExampleInput,
+    groups: Groups,
     target: float = 0.5,
     *,
     by: str = "l2",
@@ -40,8 +39,6 @@ def ranking(
     seed: int = 0,
     min_width: int = 1,
     round_to: int = 1,
-    keep: Iterable[str] = (),
-    batch_dim: int | None = 0,
 ) -> nn.Module:
     """Return a trained network without the units that are last in rank; it keeps its weights, to be fine-tuned.
 
@@ -49,8 +46,8 @@ def ranking(
     ----------
     model : nn.Module
         Any network; it is not touched.
-    example_input : tensor or tuple
-        What it is called with.
+    groups : Groups
+        What `cdlib.find_groups` returned for it.
     target : float, default 0.5
         The share of `resource` to remove, from 0 to below 1; the last unit removed is the one that reaches it.
     by : str, default "l2"
@@ -70,7 +67,7 @@ def ranking(
         Images and labels for "taylor", for example a few hundred of the training split.
     seed : int, default 0
         Of "random".
-    min_width, round_to, keep, batch_dim
+    min_width, round_to
         As for `cdlib.pruning.complexity_driven`.
 
     Returns
@@ -80,39 +77,34 @@ def ranking(
     Raises
     ------
     CdlibError
-        If an option is out of range, a prunable group cannot be ranked so (name it in `keep`), or no widths reach the
-        target; or as `cdlib.remove`.
+        If an option is out of range, a prunable group cannot be ranked so (name it in `keep` of `find_groups`), or
+        no widths reach the target; or as `cdlib.remove`.
     """
     check_choice("saliency", by, MEASURES)
     check_choice("scope", scope, SCOPES)
     if not (isinstance(data, Split) if by == "taylor" else data is None):
         what = "needs data: give a Split of images and labels" if by == "taylor" else "needs no data: leave it out"
         raise CdlibError(f"by={by!r} {what}.")
-    check_share("target", target)
     if between is not None and not callable(between):
         raise CdlibError(f"between={between!r} cannot be called: give a function of a network.")
     check_whole("rounds", rounds, 1)
     check_seed(seed)
-    limits, keep = Limits(1, min_width, round_to), list(keep) if isinstance(keep, Iterator) else keep
+    goal = Goal(target, resource, 1, min_width, round_to)
     total: int | None = None
     for done in range(1, rounds + 1):
-        groups = find_groups(model, example_input, keep=keep, batch_dim=batch_dim)
-        if total is None and groups.prunable:
-            meter = Meter(model, groups)
-            total = amount(meter, resource)
-            check_reach(meter, limits, resource, target)
         order, draw = _ranked(with_gradients(model, data) if data else model, groups, by, scope, seed)
-        share = target * done / rounds
-        planned = partial(take, model, groups, order, draw, share, resource, limits, total=total)
-        model = cut_to(share, planned, model, example_input, groups, resource, batch_dim, total)
-        if between and done < rounds:
-            between(model)
+        if done == 1 < rounds:
+            Draws(model, groups, order, draw, goal).check()
+        draws = Draws(model, groups, order, draw, replace(goal, target=target * done / rounds), total)
+        model, total = draws.cut(), draws.total
+        if done < rounds:
+            if between:
+                between(model)
+            groups = find_again(model, groups)
     return model
 
 
-def _ranked(
-    model: nn.Module, groups: Groups, by: str, scope: str, seed: int
-) -> tuple[dict[str, list[int]], Callable[[Meter, list[str]], str]]:
+def _ranked(model: nn.Module, groups: Groups, by: str, scope: str, seed: int) -> tuple[dict[str, list[int]], Draw]:
     """The units of each group from the lowest score upwards, and what draws the group that loses the next one."""
     order, ladder = dict[str, list[int]](), dict[str, list[float]]()
     for group in groups.prunable:

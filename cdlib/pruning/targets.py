@@ -7,6 +7,8 @@ counting what is left, and cutting.
 from __future__ import annotations
 
 import math
+from bisect import bisect_left
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -14,13 +16,15 @@ from torch import nn
 
 from cdlib.complexity import profile
 from cdlib.errors import CdlibError, check_choice, check_share, check_whole
-from cdlib.graph.tracing import ExampleInput
 from cdlib.grouping import Groups
 from cdlib.pruning.costs import RESOURCES, Meter
-from cdlib.surgery.removal import cut, rewritten, slices_of
+from cdlib.surgery import remove, rewritten
 
 UNITS = "units"
 """Counted beside the `RESOURCES` of the meter: the units of all prunable groups."""
+
+Draw = Callable[[Meter, list[str]], str]
+"""Gets the meter and the names of the groups that may be drawn, and returns one of them."""
 
 
 @dataclass(frozen=True)
@@ -44,20 +48,33 @@ class Plan:
 
 
 @dataclass(frozen=True)
-class Limits:
-    """How far widths go down in a draw, and in all: see `cdlib.pruning.complexity_driven`.
+class Goal:
+    """How much of what is to go, and how far widths go down in a draw, and in all.
+
+    Attributes
+    ----------
+    target : float
+        The share of the full network's `resource` to remove, from 0 to below 1.
+    resource : str
+        What is counted: one of the meter's `RESOURCES`, or "units".
+    step, min_width, round_to : int
+        See `cdlib.pruning.complexity_driven`.
 
     Raises
     ------
     CdlibError
-        If a value is no integer of at least 1.
+        If the target is no share, the resource unknown, or a limit no integer of at least 1.
     """
 
+    target: float
+    resource: str
     step: int = 1
     min_width: int = 1
     round_to: int = 1
 
     def __post_init__(self) -> None:
+        check_share("target", self.target)
+        check_choice("resource", self.resource, (*RESOURCES, UNITS))
         for name in ("step", "min_width", "round_to"):
             check_whole(name, getattr(self, name), 1)
 
@@ -67,19 +84,8 @@ class Limits:
         return narrower if narrower >= self.min_width else 0
 
 
-def take(
-    model: nn.Module,
-    groups: Groups,
-    order: Mapping[str, Sequence[int]],
-    draw: Callable[[Meter, list[str]], str],
-    target: float,
-    resource: str,
-    limits: Limits,
-    *,
-    total: int | None = None,
-    spare: int = 0,
-) -> Plan:
-    """Draw groups and take units off them until the target is reached.
+class Draws:
+    """Units taken off the groups of a network until a goal is reached.
 
     Parameters
     ----------
@@ -90,135 +96,112 @@ def take(
     order : mapping from str to sequence of int
         For every prunable group its units, the first to go first.
     draw : callable
-        Gets the meter and the names of the groups that may be drawn, and returns one of them.
-    target : float
-        The share of `total` to remove, from 0 to below 1.
-    resource : str
-        What is counted: one of the meter's `RESOURCES`, or "units".
-    limits : Limits
-        Of the widths.
+        Which group loses units next.
+    goal : Goal
     total : int, optional
-        By default what the network has of the resource, and then it is checked first that widths can reach the target.
-    spare : int, default 0
-        What is counted on top of what is left: see `cut_to`.
-
-    Returns
-    -------
-    Plan
+        What the target is a share of; by default what the network has of the resource.
 
     Raises
     ------
     CdlibError
-        If the target or the resource is none, nothing is prunable, or no widths reach the target.
-    """
-    check_share("target", target)
-    if not groups.prunable:
-        raise CdlibError(f"{groups!r}: there is nothing to remove. print(find_groups(...)) says why.")
-    meter = Meter(model, groups)
-    before = dict(meter.totals)
-    if total is None:
-        total = amount(meter, resource)
-        check_reach(Meter(model, groups), limits, resource, target, spare)
-    most = total * (1 - target)
-    trace = []
-    while (left := amount(meter, resource) + spare) > most:
-        names = [name for name, width in meter.kept.items() if limits.next_width(width)]
-        if not names:
-            raise _out_of_reach(target, resource, 1 - left / total)
-        name = draw(meter, names)
-        width = meter.kept[name]
-        fewer = width - limits.next_width(width)
-        gone = meter.groups[name].size - width
-        meter.drop(name, order[name][gone : gone + fewer])
-        trace.append((name, fewer))
-    return Plan(meter.dropped(), tuple(trace), before, dict(meter.totals))
-
-
-def amount(meter: Meter, resource: str) -> int:
-    """What is left of a resource, or of the units; raises a CdlibError if there is no such resource."""
-    check_choice("resource", resource, (*RESOURCES, UNITS))
-    return sum(meter.kept.values()) if resource == UNITS else meter.totals[resource]
-
-
-def check_reach(meter: Meter, limits: Limits, resource: str, target: float, spare: int = 0) -> None:
-    """Raise a CdlibError unless the narrowest widths are small enough; the meter is used up."""
-    total = amount(meter, resource)
-    for name, width in list(meter.kept.items()):
-        least = width
-        while narrower := limits.next_width(least):
-            least = narrower
-        meter.drop(name, range(least, width))
-    if (left := amount(meter, resource) + spare) > total * (1 - target):
-        raise _out_of_reach(target, resource, 1 - left / total)
-
-
-def _out_of_reach(target: float, resource: str, reached: float) -> CdlibError:
-    """What to raise when all groups are at their least width, and a target is missed."""
-    return CdlibError(
-        f"target={target!r} cannot be reached: with all groups at their least width, "
-        f"{math.floor(1000 * reached) / 1000} of {resource} is gone. Give at most that, or a smaller min_width, step "
-        "or round_to."
-    )
-
-
-def cut_to(
-    target: float,
-    planned: Callable[..., Plan],
-    model: nn.Module,
-    example_input: ExampleInput,
-    groups: Groups,
-    resource: str,
-    batch_dim: int | None,
-    total: int | None = None,
-) -> nn.Module:
-    """Return a copy of the network without what a plan drops.
-
-    Where a cut rewrites a module (attention), the new one keeps other activations, and only the cut network tells how
-    many. So it is counted, and if the target is missed, the least number of draws that reaches it is searched for.
-
-    Parameters
-    ----------
-    target : float
-        The share of `total` to remove.
-    planned : callable
-        Gets what to `spare`, by that name, and returns a plan of `take`.
-    model, example_input, groups, batch_dim
-        As for `cdlib.remove`.
-    resource : str
-        What is counted.
-    total : int, optional
-        By default what the network has of the resource.
-
-    Returns
-    -------
-    nn.Module
-
-    Raises
-    ------
-    CdlibError
-        As `take` or `cdlib.remove`.
+        If the groups are of another network, or none of them is prunable.
     """
 
-    def attempt(spare: int) -> tuple[nn.Module, int, int]:
-        """The network, by how many draws, and how many bytes it has too many."""
-        done = planned(spare=spare)
-        small = cut(model, example_input, groups.walk, slices_of(groups, done.drop), batch_dim)
-        if resource != "activation_bytes" or not rewritten(small):
-            return small, len(done.trace), 0
-        most = (total or done.before[resource]) * (1 - target)
-        return small, len(done.trace), max(0, math.ceil(profile(small, example_input).activation_bytes - most))
+    def __init__(
+        self,
+        model: nn.Module,
+        groups: Groups,
+        order: Mapping[str, Sequence[int]],
+        draw: Draw,
+        goal: Goal,
+        total: int | None = None,
+    ) -> None:
+        if not groups.prunable:
+            raise CdlibError(f"{groups!r}: there is nothing to remove. print(find_groups(...)) says why.")
+        self._model, self._groups, self._order, self._draw, self._goal = model, groups, order, draw, goal
+        self._meter = Meter(model, groups)
+        self.total = self._left() if total is None else total
+        self._most = self.total * (1 - goal.target)
+        self._trace: list[tuple[str, int]] = []
 
-    high, low = 0, (0, 0)
-    small, draws, missing = attempt(high)
-    while missing:
-        low = high, draws
-        high += missing
-        small, draws, missing = attempt(high)
-    while high - low[0] > 1 and draws - low[1] > 1:
-        between = (low[0] + high) // 2
-        other, its_draws, missing = attempt(between)
-        if missing:
-            low = between, its_draws
-        else:
-            small, high, draws = other, between, its_draws
-    return small
+    def plan(self) -> Plan:
+        """Draw until the goal is reached, as `cdlib.pruning.Meter` counts.
+
+        Raises
+        ------
+        CdlibError
+            If no widths reach it.
+        """
+        before = dict(self._meter.totals)
+        while self._left() > self._most:
+            if not self._once():
+                raise self._out_of_reach(self._left())
+        return Plan(self._meter.dropped(), tuple(self._trace), before, dict(self._meter.totals))
+
+    def cut(self) -> nn.Module:
+        """Return a copy of the network without what the fewest draws that reach the goal take off.
+
+        Where a cut rewrites a module (attention), the new one keeps other activations than the meter counts, and only
+        the cut network tells how many.
+
+        Raises
+        ------
+        CdlibError
+            If no widths reach it; or as `cdlib.remove`.
+        """
+        reached = True
+        while self._left() > self._most and reached:
+            reached = self._once()
+        draws = len(self._trace)
+        if reached and self._left_in(small := self._cut(draws)) <= self._most:
+            return small
+        self.check()
+        rest = range(draws, len(self._trace))
+        return self._cut(draws + bisect_left(rest, True, key=lambda n: self._left_in(self._cut(n)) <= self._most))
+
+    def check(self) -> None:
+        """Raise a CdlibError unless the least widths reach the goal; draws all that can be drawn."""
+        while self._once():
+            pass
+        left = self._left()
+        if self._goal.resource == "activation_bytes":
+            left = self._left_in(self._cut(len(self._trace)))
+        if left > self._most:
+            raise self._out_of_reach(left)
+
+    def _once(self) -> bool:
+        """Draw a group that may be drawn; False if there is none."""
+        widths = self._meter.kept
+        names = [name for name, width in widths.items() if self._goal.next_width(width)]
+        if names:
+            name = self._draw(self._meter, names)
+            gone, fewer = self._groups[name].size - widths[name], widths[name] - self._goal.next_width(widths[name])
+            self._meter.drop(name, self._order[name][gone : gone + fewer])
+            self._trace.append((name, fewer))
+        return bool(names)
+
+    def _cut(self, draws: int) -> nn.Module:
+        """The network without what the first draws took off."""
+        gone = Counter[str]()
+        for name, fewer in self._trace[:draws]:
+            gone[name] += fewer
+        return remove(self._model, self._groups, {name: self._order[name][:n] for name, n in gone.items()})
+
+    def _left(self) -> int:
+        kept = self._meter.kept
+        return sum(kept.values()) if self._goal.resource == UNITS else self._meter.totals[self._goal.resource]
+
+    def _left_in(self, small: nn.Module) -> int:
+        """What is left in a network that was cut now."""
+        if self._goal.resource != "activation_bytes" or not rewritten(small):
+            return self._left()
+        inputs = self._groups.inputs_for(small)
+        return profile(small, inputs.args, batch_dim=inputs.batch_dim).activation_bytes
+
+    def _out_of_reach(self, left: int) -> CdlibError:
+        """What to raise when all groups are at their least width."""
+        reached = math.floor(1000 * (1 - left / self.total)) / 1000
+        return CdlibError(
+            f"target={self._goal.target!r} cannot be reached: with all groups at their least width, "
+            f"{reached} of {self._goal.resource} is gone. Give at most that, or a smaller min_width, step or round_to."
+        )

@@ -224,8 +224,8 @@ def _removed(network: nn.Module, entry: history.Entry) -> nn.Module:
         return network
     history.set_types(network, entry)
     device = next((tensor.device for tensor in tensors_of(network).values()), torch.device("cpu"))
-    example, batch_dim = history.from_json(entry["input"], device), entry["batch_dim"]
-    small = cut(network, example, find_groups(network, example, batch_dim=batch_dim).walk, slices, batch_dim)
+    example, kwargs = (history.from_json(entry.get(key), device) for key in ("input", "kwargs"))
+    small = cut(network, find_groups(network, example, kwargs=kwargs, batch_dim=entry["batch_dim"]), slices)
     if rewritten(small) != entry["rewritten"]:
         here, there = (", ".join(names) or "nothing" for names in (rewritten(small), entry["rewritten"]))
         raise CdlibError(f"{here} has to be rewritten here, and it was {there}")

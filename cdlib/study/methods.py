@@ -19,11 +19,11 @@ from cdlib import data, models, pruning, report, train
 from cdlib.complexity import profile
 from cdlib.data import Dataset
 from cdlib.errors import CdlibError, check_choice
-from cdlib.grouping import find_groups
+from cdlib.grouping import Groups, find_groups
 from cdlib.serialization.encoding import FORMS, encode
 from cdlib.study import store
 from cdlib.study.runs import alone
-from cdlib.surgery.removal import copied, remove
+from cdlib.surgery import copied, remove
 from cdlib.train import Recipe
 
 
@@ -97,6 +97,10 @@ class _Job:
         self.example: Tensor = self.dataset.test.input(1)
         self.seconds, self.macs = 0.0, 0
         self.validation = float("nan")
+
+    def groups(self, method: dict[str, Any]) -> Groups:
+        """The groups of the dense network, without those of what a method is to `keep`."""
+        return find_groups(self.dense, self.example, keep=method.pop("keep", ()))
 
     def start_trained(self) -> None:
         """Train the dense network, or take it from the run of this seed that did."""
@@ -177,33 +181,36 @@ def _widths(function: Callable[..., nn.Module]) -> Callable[[_Job, dict[str, Any
         budget = method.pop("budget", None)
         if budget is not None:
             check_choice("budget", budget, ["dense"])
-        _check_options(function, method)
-        job.model = function(job.dense, job.example, seed=job.seed, **method)
+        groups = job.groups(method)
+        _check_options(pruning.complexity_driven, method)
+        job.model = function(job.dense, groups, seed=job.seed, **method)
         job.fit(job.model, job.scaled() if budget else job.recipe)
         return {}
 
     return run
 
 
-def _after_training(function: Callable[..., nn.Module], job: _Job, method: dict[str, Any]) -> tuple[nn.Module, float]:
+def _after_training(
+    function: Callable[..., nn.Module], job: _Job, on: Any, method: dict[str, Any]
+) -> tuple[nn.Module, float]:
     """Train, prune and train again; returns the network and its accuracy before the latter."""
     recipe = job.tuned(method)
     _check_options(function, method)
-    function(job.dense, job.example, seed=job.seed, **method)  # what is wrong with it shows before it is trained
+    function(job.dense, on, seed=job.seed, **method)  # what is wrong with it shows before it is trained
     job.start_trained()
-    pruned = function(job.dense, job.example, seed=job.seed, **method)
+    pruned = function(job.dense, on, seed=job.seed, **method)
     before = job.accuracy(pruned)
     job.fit(pruned, recipe)
     return pruned, before
 
 
 def _ranking(job: _Job, method: dict[str, Any]) -> dict[str, Any]:
-    job.model, before = _after_training(pruning.ranking, job, method)
+    job.model, before = _after_training(pruning.ranking, job, job.groups(method), method)
     return {"accuracy_before_tuning": before}
 
 
 def _unstructured(job: _Job, method: dict[str, Any]) -> dict[str, Any]:
-    masked, before = _after_training(pruning.unstructured, job, method)
+    masked, before = _after_training(pruning.unstructured, job, job.example, method)
     job.model = pruning.permanent(masked)
     return {
         "accuracy_before_tuning": before,
@@ -218,16 +225,17 @@ def _joint(function: Callable[..., Any]) -> Callable[[_Job, dict[str, Any]], dic
         a_epoch = len(job.dataset.train) // job.recipe.batch_size
         method["start"], method["steps"] = (_entry(method, key) * a_epoch for key in ("start_epochs", "prune_epochs"))
         del method["start_epochs"], method["prune_epochs"]
+        groups = job.groups(method)
         _check_options(function, method)
         made: list[Any] = []
 
         def wrap(base: torch.optim.Optimizer) -> torch.optim.Optimizer:
-            made.append(function(job.dense, job.example, base, **method))
+            made.append(function(job.dense, groups, base, **method))
             return made[0]
 
         job.fit(job.dense, job.recipe, optimizer=wrap)
         optimizer = made[0]
-        job.model = remove(job.dense, job.example, optimizer.drop())
+        job.model = remove(job.dense, groups, optimizer.drop())
         job.trained = True
         images = job.dataset.test.input(min(1000, len(job.dataset.test)))
         with torch.no_grad():

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from cdlib.surgery.exactness import Exactness, check_exact, difference, random_like, randomised
 from cdlib.surgery.masked_reference import masked
-from cdlib.surgery.removal import cut, remove, rewritten, slices_of, zero
+from cdlib.surgery.removal import copied, cut, remove, rewritten, slices_of, zero
 
 __all__ = [
     "Exactness",
     "check_exact",
+    "copied",
     "cut",
     "difference",
     "masked",

@@ -13,7 +13,7 @@ in what was cut, in an attribute or in rewritten code cannot occur in both.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,9 +21,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from cdlib.graph import map_tensors, tensors
-from cdlib.graph.tracing import ExampleInput
-from cdlib.grouping import Drop, Groups, find_groups
+from cdlib.graph import ExampleInput, Inputs, tensors
+from cdlib.grouping import Drop, Groups, check_groups, find_again
 from cdlib.surgery import removal as subnet
 from cdlib.surgery.masked_reference import OtherCourse, masked
 
@@ -57,11 +56,10 @@ class Exactness:
 
 def check_exact(
     model: nn.Module,
-    example_input: ExampleInput,
+    groups: Groups,
     drop: Drop,
     *,
     seed: int = 0,
-    batch_dim: int | None = 0,
     dtype: torch.dtype = torch.float64,
     compare: Callable[[Any, Any], float] | None = None,
 ) -> Exactness:
@@ -69,16 +67,10 @@ def check_exact(
 
     Parameters
     ----------
-    model : nn.Module
-        Any network; it is left as it was found. A copy gets other numbers, see `randomised`.
-    example_input : tensor or tuple
-        As for `cdlib.find_groups`. Its numbers are replaced by random ones, except integers.
-    drop : dict from str to iterable of int
-        The units to drop, by the name of their group.
+    model, groups, drop
+        As for `cdlib.remove`. A copy of the network and the example get other numbers, see `randomised`.
     seed : int, default 0
         Of the numbers and of the choice of the wrong unit.
-    batch_dim : int or None, default 0
-        The dimension of the input that counts samples; None if there is none.
     dtype : torch.dtype, default torch.float64
         The precision. In float32, the differences of an exact cut are about 1e-5.
     compare : callable, optional
@@ -94,19 +86,20 @@ def check_exact(
     CdlibError
         As `cdlib.remove`; or if there is neither reference.
     """
+    check_groups(groups, model)
     compare = compare or difference
-    inputs = random_like(example_input, seed, dtype)
-    model = randomised(model, inputs, seed=seed, dtype=dtype)
-    groups = find_groups(model, inputs, batch_dim=batch_dim)
+    inputs = _random(groups.inputs_for(model), seed, dtype)
+    model = randomised(model, inputs.args, kwargs=inputs.kwargs, seed=seed, dtype=dtype)
+    groups = find_again(model, groups, inputs)
     drop = groups.check(drop)
-    small = _outputs(subnet.remove(model, inputs, drop, batch_dim=batch_dim), inputs)
+    small = _outputs(subnet.remove(model, groups, drop), inputs)
     references: list[Any] = []
     zeroed = by_mask = None
     if all(groups[name].zero_invariant for name in drop):
-        references.append(_outputs(subnet.zero(model, inputs, drop, batch_dim=batch_dim), inputs))
+        references.append(_outputs(subnet.zero(model, groups, drop), inputs))
         zeroed = compare(references[-1], small)
     try:
-        references.append(masked(model, inputs, drop, batch_dim=batch_dim))
+        references.append(masked(model, groups, drop))
         by_mask = compare(references[-1], small)
     except OtherCourse:
         if not references:
@@ -114,8 +107,7 @@ def check_exact(
     effect = compare(references[0], _outputs(model, inputs))
     control = math.nan
     for wrong in _one_wrong(groups, drop, seed):
-        cut_wrong = subnet.remove(model, inputs, wrong, batch_dim=batch_dim)
-        control = compare(references[0], _outputs(cut_wrong, inputs))
+        control = compare(references[0], _outputs(subnet.remove(model, groups, wrong), inputs))
         if control > math.sqrt(torch.finfo(dtype).eps):
             break
     return Exactness(zeroed, by_mask, effect, control)
@@ -155,17 +147,25 @@ def _one_wrong(groups: Groups, drop: dict[str, list[int]], seed: int, times: int
 
 def random_like(example_input: ExampleInput, seed: int = 0, dtype: torch.dtype = torch.float64) -> tuple[Any, ...]:
     """Return arguments of the same shapes with standard normal numbers; tensors of integers stay as they are."""
+    return _random(Inputs.of(example_input, batch_dim=None), seed, dtype).args
+
+
+def _random(inputs: Inputs, seed: int, dtype: torch.dtype) -> Inputs:
     rng = torch.Generator().manual_seed(seed)
-    args = (example_input,) if isinstance(example_input, Tensor) else tuple(example_input)
 
     def random(t: Tensor) -> Tensor:
         return torch.randn(t.shape, generator=rng, dtype=dtype).to(t.device) if t.is_floating_point() else t
 
-    return tuple(map_tensors(random, args))
+    return inputs.map(random)
 
 
 def randomised(
-    model: nn.Module, inputs: Sequence[Any], *, seed: int = 0, dtype: torch.dtype = torch.float64
+    model: nn.Module,
+    inputs: ExampleInput,
+    *,
+    kwargs: Mapping[str, Any] | None = None,
+    seed: int = 0,
+    dtype: torch.dtype = torch.float64,
 ) -> nn.Module:
     """Return a copy of a network with random weights and statistics with which a wrong channel shows in the output.
 
@@ -178,7 +178,7 @@ def randomised(
     ----------
     model : nn.Module
         Any network.
-    inputs : tuple
+    inputs, kwargs : tensor or tuple, and dict, optional
         What to call it with, of type `dtype`.
     seed : int, default 0
         Of the numbers.
@@ -199,7 +199,7 @@ def randomised(
     found = [module for module in copy.modules() if isinstance(getattr(module, "running_var", None), Tensor)]
     hooks = [module.register_forward_pre_hook(lambda m, args: _calibrate(m, args[0], rng)) for module in found]
     try:
-        _outputs(copy, inputs)
+        _outputs(copy, Inputs.of(inputs, kwargs, None))
     finally:
         for hook in hooks:
             hook.remove()
@@ -231,6 +231,6 @@ def _calibrate(module: Any, x: Tensor, rng: torch.Generator) -> None:
         buffer.copy_(value * (torch.rand(value.shape, generator=rng, dtype=value.dtype).to(value.device) + 0.5))
 
 
-def _outputs(model: nn.Module, inputs: Sequence[Any]) -> Any:
+def _outputs(model: nn.Module, inputs: Inputs) -> Any:
     with torch.no_grad():
-        return model(*map_tensors(torch.clone, tuple(inputs)))
+        return inputs.map(torch.clone).call(model)

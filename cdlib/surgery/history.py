@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from cdlib.errors import CdlibError
-from cdlib.graph.tracing import ExampleInput
+from cdlib.graph import Inputs
 from cdlib.grouping import Ids
 from cdlib.torch_state import tensors_of
 
@@ -25,9 +25,8 @@ Entry = dict[str, Any]
 
 def note(
     model: nn.Module,
-    example_input: ExampleInput,
+    inputs: Inputs,
     slices: Mapping[tuple[str, int], Ids],
-    batch_dim: int | None,
     rewritten: list[str],
     attributes: Mapping[str, Mapping[str, Any]],
 ) -> Entry:
@@ -37,12 +36,10 @@ def note(
     ----------
     model : nn.Module
         The network before.
-    example_input : tensor or tuple
+    inputs : Inputs
         What the removal ran it on.
     slices : dict
         The indices that vanished from each dimension of each tensor.
-    batch_dim : int or None
-        The dimension of the input that counts samples.
     rewritten : list of str
         The modules of the network after it that run recorded operators.
     attributes : dict
@@ -52,16 +49,18 @@ def note(
     -------
     dict
         ``slices`` (indices such as ``"0-3,7"``, and the ``"tensor:dimension"`` places from which they vanished),
-        ``input``, ``batch_dim``, ``rewritten``, ``attributes`` and ``types`` (the floating type of most tensors under
-        ``""``, and the others by name).
+        ``input``, ``kwargs`` if there are any, ``batch_dim``, ``rewritten``, ``attributes`` and ``types`` (the floating
+        type of most tensors under ``""``, and the others by name).
     """
+    alone, *rest = inputs.args or (None,)
     places: dict[str, list[str]] = {}
     for (name, dim), ids in slices.items():
         places.setdefault(_runs(ids), []).append(f"{name}:{dim}")
     return {
         "slices": places,
-        "input": to_json(example_input),
-        "batch_dim": batch_dim,
+        "input": to_json(alone if isinstance(alone, Tensor) and not rest else inputs.args),
+        **({"kwargs": to_json(inputs.kwargs)} if inputs.kwargs else {}),
+        "batch_dim": inputs.batch_dim,
         "rewritten": list(rewritten),
         "attributes": to_json({path: dict(values) for path, values in attributes.items() if values}),
         "types": _types(model),

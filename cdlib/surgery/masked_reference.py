@@ -7,8 +7,7 @@ The full-size network runs with the units' slices set to zero. Of its operators 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from functools import partial
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -17,21 +16,19 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
 from cdlib.errors import CdlibError
-from cdlib.graph import Op, Value, map_tensors, tensors
-from cdlib.graph.tracing import ExampleInput, in_mode, on_samples
-from cdlib.grouping import Drop, Flags, Groups, find_groups
-from cdlib.surgery.prediction import Prediction
-from cdlib.surgery.removal import copied
-from cdlib.torch_state import tensors_of
+from cdlib.graph import ExampleInput, Inputs, Op, Value, in_mode, map_tensors, tensors
+from cdlib.grouping import Drop, Group, Groups, Key, check_groups
+from cdlib.surgery.prediction import Prediction, gone
+from cdlib.surgery.removal import copied, set_to_zero, slices_of
 
 
 def masked(
     model: nn.Module,
-    example_input: ExampleInput,
+    groups: Groups,
     drop: Drop,
     *,
-    inputs: Sequence[Any] | None = None,
-    batch_dim: int | None = 0,
+    inputs: ExampleInput | None = None,
+    kwargs: Mapping[str, Any] | None = None,
 ) -> Any:
     """Return what a network computes without some units, by masks and not by cutting.
 
@@ -42,10 +39,10 @@ def masked(
 
     Parameters
     ----------
-    model, example_input, drop, batch_dim
+    model, groups, drop
         As for `cdlib.remove`.
-    inputs : tuple, optional
-        What to run it with, of the size of `example_input` and any number of samples; `example_input` by default.
+    inputs, kwargs : tensor or tuple, and dict, optional
+        What to run it with, of the size of the groups' example and any number of samples; by default that example.
 
     Returns
     -------
@@ -55,55 +52,27 @@ def masked(
     Raises
     ------
     CdlibError
-        As `cdlib.find_groups`; for units that cannot be dropped; or if other operators run than were recorded.
+        As `cdlib.remove`; or if other operators run than were recorded.
     """
-    groups = find_groups(model, example_input, batch_dim=batch_dim)
+    check_groups(groups, model)
     drop = groups.check(drop)
-    copy = _all_zero(model, groups, drop)
-    prediction = Prediction(groups.walk, _gone(groups, drop))
-    args = example_input if inputs is None else inputs
-    args = (args,) if isinstance(args, Tensor) else tuple(args)
-    found = [_masked_run(copy, sample, prediction) for sample in _samples(args, batch_dim)]
+    copy = copied(model)
+    set_to_zero(copy, groups, drop, _all_but_statistics)
+    prediction = Prediction(groups.walk, gone(groups.walk, slices_of(groups, drop)))
+    batch_dim = groups.inputs.batch_dim
+    given = groups.inputs_for(model) if inputs is None else Inputs.of(inputs, kwargs, batch_dim)
+    found = [_masked_run(copy, sample, prediction) for sample in given.samples()]
     return found[0] if len(found) == 1 else _joined(found, batch_dim or 0)
 
 
-def _masked_run(model: nn.Module, args: tuple[Any, ...], prediction: Prediction) -> Any:
+def _masked_run(model: nn.Module, inputs: Inputs, prediction: Prediction) -> Any:
     mode = _Masking(prediction)
     with in_mode(model, mode), mode:  # type: ignore[arg-type]
-        return model(*map_tensors(torch.clone, args))
+        return inputs.map(torch.clone).call(model)
 
 
-def _all_zero(model: nn.Module, groups: Groups, drop: dict[str, list[int]]) -> nn.Module:
-    """A copy with all slices of units zero, except the statistics of batch norms."""
-    copy = copied(model)
-    held = tensors_of(copy)
-    with torch.no_grad():
-        for name, units in drop.items():
-            for tensor, dim in groups[name].tensors:
-                if tensor.rpartition(".")[2] not in ("running_mean", "running_var"):
-                    index = torch.from_numpy(groups[name].indices(units, (tensor, dim)))
-                    held[tensor].index_fill_(dim, index.to(held[tensor].device), 0)
-    return copy
-
-
-def _gone(groups: Groups, drop: dict[str, list[int]]) -> Flags:
-    """Mark the labels that vanish with some units."""
-    ledger, of = groups.walk.ledger, groups.walk.ledger.components()
-    marks = np.zeros(ledger.count, dtype=bool)
-    for name, units in drop.items():
-        for key in groups[name].tensors:
-            marks[of[ledger.atoms[key][0] + groups[name].indices(units, key)]] = True
-    return marks[of]
-
-
-def _samples(args: tuple[Any, ...], batch_dim: int | None) -> Iterator[tuple[Any, ...]]:
-    """The arguments for each sample."""
-    first = tensors(args)[0]
-    if batch_dim is None or first.dim() == 0:
-        yield args
-        return
-    for k in range(first.shape[batch_dim]):
-        yield on_samples(partial(torch.narrow, dim=batch_dim, start=k, length=1), args, batch_dim)
+def _all_but_statistics(group: Group) -> list[Key]:
+    return [key for key in group.tensors if key[0].rpartition(".")[2] not in ("running_mean", "running_var")]
 
 
 def _joined(results: list[Any], dim: int) -> Any:

@@ -9,15 +9,15 @@ recorded operators. So a network comes out that computes what it should, or an e
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from cdlib.errors import CdlibError, check_whole
-from cdlib.graph.tracing import ExampleInput, one_sample, repeated, run
-from cdlib.grouping import Drop, Groups, Ids, Key, Walk, check_batch, find_groups
+from cdlib.errors import CdlibError
+from cdlib.graph import run
+from cdlib.grouping import Drop, Group, Groups, Ids, Key, check_batch, check_groups, find_again
 from cdlib.surgery.attributes import Guesses, adjust, own_tensors
 from cdlib.surgery.history import note
 from cdlib.surgery.prediction import Prediction, first_difference, gone
@@ -29,9 +29,7 @@ HISTORY = "_cdlib_removed"
 """The attribute of a cut network that says what was removed: a dictionary per removal, see `cdlib.surgery.history`."""
 
 
-def remove(
-    model: nn.Module, example_input: ExampleInput, drop: Drop, *, round_to: int = 1, batch_dim: int | None = 0
-) -> nn.Module:
+def remove(model: nn.Module, groups: Groups, drop: Drop, *, round_to: int = 1) -> nn.Module:
     """Return a smaller network without some units; the network itself is not touched.
 
     The result has the same modules under the same names, with smaller tensors and with attributes that agree, on the
@@ -41,16 +39,14 @@ def remove(
     Parameters
     ----------
     model : nn.Module
-        Any network that runs.
-    example_input : tensor or tuple
-        What the network is called with, for example one sample of zeros [1, 3, 32, 32].
+        The network that the groups are of; a copy of it, or one that was trained since, will do.
+    groups : Groups
+        What `cdlib.find_groups` returned for it.
     drop : dict from str to iterable of int
-        The units to remove, by the name of their group in ``find_groups(model, example_input)``.
+        The units to remove, by the name of their group.
     round_to : int, default 1
         Keep more units than asked, so that what is left of a group is a multiple of this (or the whole group): those
         named last stay.
-    batch_dim : int or None, default 0
-        The dimension of the input that counts samples; None if there is none.
 
     Returns
     -------
@@ -59,14 +55,14 @@ def remove(
     Raises
     ------
     CdlibError
-        If a group is unknown, not prunable or would vanish, a unit does not exist, the network cannot be captured or
-        copied, or the result cannot be made to compute what it should.
+        If the groups are of another network, a group is unknown, not prunable or would vanish, a unit does not exist,
+        the network cannot be copied, or the result cannot be made to compute what it should.
     """
-    groups = find_groups(model, example_input, batch_dim=batch_dim)
-    return cut(model, example_input, groups.walk, slices_of(groups, drop, round_to), batch_dim)
+    check_groups(groups, model)
+    return cut(model, groups, slices_of(groups, drop, round_to))
 
 
-def zero(model: nn.Module, example_input: ExampleInput, drop: Drop, *, batch_dim: int | None = 0) -> nn.Module:
+def zero(model: nn.Module, groups: Groups, drop: Drop) -> nn.Module:
     """Return a copy of a network with the own slices of some units (their PZIGs) set to zero.
 
     Rows of weights, biases, scales and shifts become zero; the columns of the layers that read them stay as they are.
@@ -74,7 +70,7 @@ def zero(model: nn.Module, example_input: ExampleInput, drop: Drop, *, batch_dim
 
     Parameters
     ----------
-    model, example_input, drop, batch_dim
+    model, groups, drop
         As for `remove`.
 
     Returns
@@ -86,16 +82,22 @@ def zero(model: nn.Module, example_input: ExampleInput, drop: Drop, *, batch_dim
     CdlibError
         As `remove`.
     """
-    groups = find_groups(model, example_input, batch_dim=batch_dim)
-    chosen = groups.check(drop)
+    check_groups(groups, model)
     zeroed = copied(model)
-    held = tensors_of(zeroed)
-    with torch.no_grad():
-        for name, units in chosen.items():
-            for key in groups[name].own:
-                index = torch.from_numpy(groups[name].indices(units, key)).to(held[key[0]].device)
-                held[key[0]].index_fill_(key[1], index, 0)
+    set_to_zero(zeroed, groups, groups.check(drop), lambda group: group.own)
     return zeroed
+
+
+def set_to_zero(
+    model: nn.Module, groups: Groups, drop: Mapping[str, list[int]], keys: Callable[[Group], Iterable[Key]]
+) -> None:
+    """Set the slices of some units to zero, in place: those in the tensors and dimensions that `keys` gives."""
+    held = tensors_of(model)
+    with torch.no_grad():
+        for name, units in drop.items():
+            for tensor, dim in keys(groups[name]):
+                index = torch.from_numpy(groups[name].indices(units, (tensor, dim)))
+                held[tensor].index_fill_(dim, index.to(held[tensor].device), 0)
 
 
 def slices_of(groups: Groups, drop: Drop, round_to: int = 1) -> dict[Key, Ids]:
@@ -106,23 +108,17 @@ def slices_of(groups: Groups, drop: Drop, round_to: int = 1) -> dict[Key, Ids]:
     CdlibError
         As `remove`.
     """
-    check_whole("round_to", round_to, 1)
     found: dict[Key, list[Ids]] = {}
-    for name, units in groups.check(drop).items():
-        group = groups[name]
-        stay = min(group.size, -(-(group.size - len(units)) // round_to) * round_to)
-        for key in group.tensors:
-            found.setdefault(key, []).append(group.indices(units[: group.size - stay], key))
+    for name, units in groups.check(drop, round_to).items():
+        for key in groups[name].tensors:
+            found.setdefault(key, []).append(groups[name].indices(units, key))
     return {key: np.unique(np.concatenate(parts)) for key, parts in found.items() if sum(map(len, parts))}
 
 
-def cut(
-    model: nn.Module, example_input: ExampleInput, walk: Walk, slices: Mapping[Key, Ids], batch_dim: int | None = 0
-) -> nn.Module:
+def cut(model: nn.Module, groups: Groups, slices: Mapping[Key, Ids]) -> nn.Module:
     """Return a copy of a network without some slices, of which it is made sure that it computes what it should.
 
-    `slices` gives the indices that vanish from each dimension of each tensor, as `slices_of` returns them; `walk` is
-    that of the network.
+    `slices` gives the indices that vanish from each dimension of each tensor, as `slices_of` returns them.
 
     Raises
     ------
@@ -132,12 +128,15 @@ def cut(
     small = copied(model)
     if not slices:
         return small
-    check_batch(model, walk.graph, repeated(example_input, batch_dim, 2))
+    if any(op.name == "_local_scalar_dense" for op in groups.graph.ops):
+        groups = find_again(model, groups)  # numbers of weights that went into the code may be others by now
+    inputs, walk = groups.inputs_for(model), groups.walk
+    check_batch(model, walk.graph, inputs.repeated(2))
     shrink(small, slices)
     guesses = Guesses(small)
-    rewriter = Rewriter(model, example_input, slices, batch_dim, walk.training)
+    rewriter = Rewriter(model, inputs, slices, walk.training)
     prediction = Prediction(walk, gone(walk, slices))
-    args = one_sample(example_input, batch_dim)
+    args = inputs.one_sample()
     while True:
         after, error = run(small, args, on_meta=walk.graph.on_meta)
         wrong = first_difference(prediction, after)
@@ -149,7 +148,7 @@ def cut(
         guesses.undo(module)
         small = rewriter.rewrite(small, module, error)
         prediction, args = rewriter.prediction, rewriter.args
-    done = note(model, example_input, slices, batch_dim, rewritten(small), guesses.made)
+    done = note(model, inputs, slices, rewritten(small), guesses.made)
     setattr(small, HISTORY, [*getattr(model, HISTORY, []), done])
     return small
 

@@ -63,7 +63,7 @@ def test_an_average_of_weights_leaves_growing_masks_as_they_are() -> None:
 
 def test_a_joint_run_is_not_resumed_by_another_optimizer(tmp_path: Path) -> None:
     def joint(model: nn.Module) -> Any:
-        return lambda base: hesso(model, torch.zeros(1, 1, 8, 8), base, steps=STEPS)
+        return lambda base: hesso(model, cdlib.find_groups(model, torch.zeros(1, 1, 8, 8)), base, steps=STEPS)
 
     class Stop(Exception):
         pass

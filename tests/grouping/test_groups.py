@@ -463,12 +463,12 @@ LOGS = {
 def test_what_nobody_reads_decides_nothing(log):
     net = nn.Sequential(conv(3, 4), nn.ReLU(), conv(4, 5), nn.ReLU(), conv(5, 2))
     plain, drop = tables(find_groups(net, IMAGE)), {"2": [1, 3]}
-    zeroed = cdlib.zero(net, IMAGE, drop)
+    zeroed = cdlib.zero(net, find_groups(net, IMAGE), drop)
     seen = []
     net[2].register_forward_hook(lambda module, args, out: seen.append(log(out)))
     assert tables(find_groups(net, IMAGE)) == plain
     x = torch.randn(2, 3, 8, 8)
-    small = cdlib.remove(net, IMAGE, drop)
+    small = cdlib.remove(net, find_groups(net, IMAGE), drop)
     torch.testing.assert_close(small(x), zeroed(x))
     assert small[2].weight.shape[0] == 3 and type(small) is nn.Sequential  # its code was left alone
 
@@ -490,7 +490,7 @@ def test_a_head_that_runs_unread_goes_along():
     groups = find_groups(net, IMAGE)
     assert {("pre.weight", 1), ("b.weight", 1)} <= set(groups["a"].tensors) and groups["a"].zero_invariant
     assert "depends on its order" in groups["pre"].reason  # it has as many as the weight that reads it
-    small = cdlib.remove(net, IMAGE, {"a": [0, 2]})
+    small = cdlib.remove(net, groups, {"a": [0, 2]})
     assert small.pre.weight.shape == (6, 2, 1, 1)
 
 

@@ -20,18 +20,19 @@ X = torch.zeros(1, 1, 8, 8)
 
 def joint(method: Callable[..., Any]) -> Callable[[nn.Module], nn.Module]:
     def run(model: nn.Module) -> nn.Module:
-        optimizer = method(model, X, torch.optim.SGD(model.parameters(), lr=0.01), 0.4, steps=2)
+        groups = cdlib.find_groups(model, X)
+        optimizer = method(model, groups, torch.optim.SGD(model.parameters(), lr=0.01), 0.4, steps=2)
         train(model, optimizer, 2)
-        return cdlib.remove(model, X, optimizer.drop())
+        return cdlib.remove(model, groups, optimizer.drop())
 
     return run
 
 
 METHODS: dict[str, Callable[[nn.Module], nn.Module]] = {
-    "complexity_driven": lambda m: pruning.complexity_driven(m, X, "FA", 0.4),
-    "uniform_width": lambda m: pruning.uniform_width(m, X, "PA", 0.4),
-    "random_draw": lambda m: pruning.random_draw(m, X, "MA", 0.4),
-    "ranking": lambda m: pruning.ranking(m, X, 0.4, resource="macs"),
+    "complexity_driven": lambda m: pruning.complexity_driven(m, cdlib.find_groups(m, X), "FA", 0.4),
+    "uniform_width": lambda m: pruning.uniform_width(m, cdlib.find_groups(m, X), "PA", 0.4),
+    "random_draw": lambda m: pruning.random_draw(m, cdlib.find_groups(m, X), "MA", 0.4),
+    "ranking": lambda m: pruning.ranking(m, cdlib.find_groups(m, X), 0.4, resource="macs"),
     "unstructured": lambda m: pruning.permanent(pruning.unstructured(m, X, 0.6, 0.6)),
     "hesso": joint(pruning.hesso),
     "dhspg": joint(pruning.dhspg),
@@ -70,16 +71,16 @@ def test_what_users_do_next(method: Callable[[nn.Module], nn.Module], name: str,
     train(small, torch.optim.SGD(small.parameters(), lr=0.1), 2)
     assert not torch.equal(small(images), before)
 
-    again = pruning.ranking(small, X, 0.3, resource="params")
+    again = pruning.ranking(small, cdlib.find_groups(small, X), 0.3, resource="params")
     assert cdlib.profile(again, X).params <= 0.7 * cdlib.profile(small, X).params
     train(again, torch.optim.SGD(again.parameters(), lr=0.1), 1)
     drop = {group.name: [0] for group in cdlib.find_groups(small, X).prunable if group.size > 1}
-    check_exact(small, X, drop)
+    check_exact(small, cdlib.find_groups(small, X), drop)
 
 
 def test_a_masked_network_can_be_cut_and_its_masks_follow() -> None:
     masked = pruning.unstructured(models.build("vgg_mini", 10, in_channels=1), X, 0.5, 0.5)
-    small = pruning.permanent(pruning.ranking(masked, X, 0.4, resource="params"))
+    small = pruning.permanent(pruning.ranking(masked, cdlib.find_groups(masked, X), 0.4, resource="params"))
     held = dict(small.named_parameters())
     assert (
         sum(int((p == 0).sum()) for n, p in held.items() if p.dim() > 1) / sum(p.numel() for p in held.values()) > 0.3

@@ -76,7 +76,7 @@ def test_totals_are_those_of_the_cut_network(name: str) -> None:
     for group, width in list(meter.kept.items()):
         for unit in rng.permutation(width)[: rng.integers(width)]:
             meter.drop(group, [int(unit)])
-    small = cdlib.profile(cdlib.remove(model, image, meter.dropped()), image)
+    small = cdlib.profile(cdlib.remove(model, cdlib.find_groups(model, image), meter.dropped()), image)
     assert meter.totals == {resource: getattr(small, resource) for resource in RESOURCES}
     assert meter.totals["params"] < full.params
     for resource in RESOURCES:

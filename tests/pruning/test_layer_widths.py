@@ -15,8 +15,8 @@ from torch import nn
 
 import cdlib
 from cdlib import CdlibError, models
+from cdlib.pruning import MODES, plan
 from cdlib.pruning.costs import RESOURCES, Meter
-from cdlib.pruning.layer_widths import METHODS, MODES, plan
 
 IMAGE = torch.zeros(1, 3, 32, 32)
 SMALL = torch.zeros(1, 2, 4, 4)
@@ -24,6 +24,9 @@ SMALL = torch.zeros(1, 2, 4, 4)
 
 def chain() -> nn.Sequential:
     return nn.Sequential(conv(2, 3), nn.ReLU(), conv(3, 4), nn.Flatten(), nn.Linear(64, 2))
+
+
+METHODS = {"complexity_driven": "by cost", "uniform_width": "evenly", "random_draw": "at random"}
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +45,7 @@ def resnet() -> tuple[nn.Module, cdlib.Groups]:
 @pytest.mark.parametrize("mode", MODES)
 def test_the_target_is_met_within_one_draw(resnet: Any, method: str, mode: str) -> None:
     model, groups = resnet
-    done = plan(model, groups, method, mode, 0.5, seed=3)
+    done = plan(model, groups, METHODS[method], mode, 0.5, seed=3)
     resource = MODES[mode]
     most = 0.5 * done.before[resource]
     assert done.after[resource] <= most
@@ -60,33 +63,45 @@ def test_activations_of_what_a_cut_rewrites_count_too(method: str, target: float
     model, x = attention(), torch.zeros(2, 6, 16)
     most = (1 - target) * cdlib.profile(model, x).activation_bytes
     groups = cdlib.find_groups(model, x)
-    small = getattr(cdlib.pruning, method)(model, x, "MA", target, seed=1)
+    small = getattr(cdlib.pruning, method)(model, groups, "MA", target, seed=1)
     assert cdlib.profile(small, x).activation_bytes <= most
     gone = {g.name: g.size for g in groups.prunable}
     for group in cdlib.find_groups(small, x).prunable:
         gone[group.name] -= group.size
     draws = sum(gone.values())
-    trace = plan(model, groups, method, "MA", 0.9, seed=1).trace
+    trace = plan(model, groups, METHODS[method], "MA", 0.9, seed=1).trace
     drop: dict[str, list[int]] = {}
     rng = np.random.default_rng(1)
     order = {group.name: rng.permutation(group.size).tolist() for group in groups.prunable}
     for name, _ in trace[: draws - 1]:
         drop.setdefault(name, []).append(order[name][len(drop.get(name, []))])
-    assert cdlib.profile(cdlib.remove(model, x, drop), x).activation_bytes > most  # with a draw less
+    assert cdlib.profile(cdlib.remove(model, groups, drop), x).activation_bytes > most  # with a draw less
 
 
-def test_the_controls_have_the_same_signature() -> None:
-    one, *others = [inspect.signature(getattr(cdlib.pruning, method)) for method in METHODS]
-    assert all(other == one for other in others)
+def test_the_controls_and_the_plan_take_what_the_method_takes() -> None:
+    model = chain()
+    groups = cdlib.find_groups(model, SMALL)
+    known = inspect.signature(cdlib.pruning.complexity_driven).parameters.values()
+    options = {p.name: p.default for p in known if p.kind == p.KEYWORD_ONLY}
+    for method, draw in METHODS.items():
+        function = getattr(cdlib.pruning, method)
+        names = [p.name for p in inspect.signature(function).parameters.values() if p.kind == p.POSITIONAL_OR_KEYWORD]
+        assert names == [p.name for p in known if p.kind == p.POSITIONAL_OR_KEYWORD]
+        small = function(model, groups, "FA", 0.4, 1, **options)
+        left = cdlib.profile(function(model, groups, mode="FA", target=0.4, seed=1), SMALL).totals()
+        assert cdlib.profile(small, SMALL).totals() == left
+        assert plan(model, groups, draw, "FA", 0.4, 1, **options).after["macs"] == left["macs"]
+        with pytest.raises(TypeError, match="stpe"):
+            function(model, groups, stpe=2)
 
 
 @pytest.mark.parametrize("method", METHODS)
 def test_the_network_is_the_planned_one_and_the_given_one_is_not_touched(resnet: Any, method: str) -> None:
     model, groups = resnet
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    small = getattr(cdlib.pruning, method)(model, IMAGE, mode="FA", target=0.4, seed=1)
+    small = getattr(cdlib.pruning, method)(model, groups, mode="FA", target=0.4, seed=1)
     counted = cdlib.profile(small, IMAGE)
-    assert plan(model, groups, method, "FA", 0.4, 1).after == {r: getattr(counted, r) for r in RESOURCES}
+    assert plan(model, groups, METHODS[method], "FA", 0.4, 1).after == {r: getattr(counted, r) for r in RESOURCES}
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
     small(torch.randn(2, 3, 32, 32)).sum().backward()
     assert all(p.grad is not None for p in small.parameters())
@@ -137,14 +152,14 @@ def test_pa_cuts_late_layers_and_ma_early_ones(vgg: Any) -> None:
 
 def test_uniform_takes_the_same_share_of_every_group(vgg: Any) -> None:
     model, groups = vgg
-    done = plan(model, groups, "uniform_width", "PA", 0.6)
+    done = plan(model, groups, "evenly", "PA", 0.6)
     for one, other in pairwise(groups.prunable):
         apart = len(done.drop[one.name]) / one.size - len(done.drop[other.name]) / other.size
         assert abs(apart) <= 1 / min(one.size, other.size)
 
 
 def test_random_draws_all_groups_alike(vgg: Any) -> None:
-    done = plan(*vgg, "random_draw", "PA", 0.1)
+    done = plan(*vgg, "at random", "PA", 0.1)
     counts = Counter(name for name, _ in done.trace)
     expected = len(done.trace) / len(vgg[1].prunable)
     assert all(abs(counts[group.name] - expected) < 4 * np.sqrt(expected) for group in vgg[1].prunable)
@@ -153,12 +168,12 @@ def test_random_draws_all_groups_alike(vgg: Any) -> None:
 @pytest.mark.parametrize("method", METHODS)
 def test_steps_rounding_and_least_widths(vgg: Any, method: str) -> None:
     model, groups = vgg
-    done = plan(model, groups, method, "FA", 0.5, step=3, round_to=8, min_width=16)
+    done = plan(model, groups, METHODS[method], "FA", 0.5, step=3, round_to=8, min_width=16)
     for group in groups.prunable:
         width = group.size - len(done.drop.get(group.name, []))
         assert width == group.size or (width % 8 == 0 and width >= 16)
     assert {fewer for _, fewer in done.trace} == {8}
-    assert {fewer for _, fewer in plan(model, groups, method, "FA", 0.5, step=3).trace} == {3}
+    assert {fewer for _, fewer in plan(model, groups, METHODS[method], "FA", 0.5, step=3).trace} == {3}
 
 
 def test_the_first_draw_brings_an_odd_width_to_a_multiple() -> None:
@@ -175,20 +190,22 @@ def test_another_resource_can_stop_a_mode(resnet: Any) -> None:
 
 def test_depthwise_and_residual_networks_stay_consistent() -> None:
     for name in ("mobilenet_v2_cifar", "resnet50_cifar"):
-        small = cdlib.pruning.complexity_driven(models.build(name, 10), IMAGE, mode="MA", target=0.3, step=4)
+        model = models.build(name, 10)
+        groups = cdlib.find_groups(model, IMAGE)
+        small = cdlib.pruning.complexity_driven(model, groups, mode="MA", target=0.3, step=4)
         assert small(torch.randn(2, 3, 32, 32)).shape == (2, 10)
-        again = cdlib.pruning.complexity_driven(small, IMAGE, mode="PA", target=0.3, step=4)
+        again = cdlib.pruning.complexity_driven(small, cdlib.find_groups(small, IMAGE), mode="PA", target=0.3, step=4)
         assert cdlib.profile(again, IMAGE).params <= 0.7 * cdlib.profile(small, IMAGE).params
 
 
 def test_a_target_out_of_reach_names_one_that_is_not() -> None:
     model = chain()
     with pytest.raises(CdlibError, match=r"target=0.9 cannot be reached: .* 0\.\d+ of params is gone") as error:
-        cdlib.pruning.complexity_driven(model, SMALL, target=0.9, min_width=2)
+        cdlib.pruning.complexity_driven(model, cdlib.find_groups(model, SMALL), target=0.9, min_width=2)
     nearest = float(str(error.value).split("width, ")[1].split(" of")[0])
-    cdlib.pruning.complexity_driven(model, SMALL, target=nearest, min_width=2)
+    cdlib.pruning.complexity_driven(model, cdlib.find_groups(model, SMALL), target=nearest, min_width=2)
     with pytest.raises(CdlibError, match="cannot be reached"):
-        cdlib.pruning.complexity_driven(model, SMALL, target=nearest + 0.01, min_width=2)
+        cdlib.pruning.complexity_driven(model, cdlib.find_groups(model, SMALL), target=nearest + 0.01, min_width=2)
 
 
 @pytest.mark.parametrize(
@@ -209,13 +226,17 @@ def test_a_target_out_of_reach_names_one_that_is_not() -> None:
 )
 @pytest.mark.parametrize("method", METHODS)
 def test_bad_input(method: str, options: dict[str, Any], message: str) -> None:
+    options = dict(options)
     with pytest.raises(CdlibError, match=message):
-        getattr(cdlib.pruning, method)(chain(), SMALL, **options)
+        model = chain()
+        groups = cdlib.find_groups(model, SMALL, keep=options.pop("keep", ()))
+        getattr(cdlib.pruning, method)(model, groups, **options)
 
 
 def test_unknown_method_and_nothing_to_remove() -> None:
     model = chain()
-    with pytest.raises(CdlibError, match="unknown method 'uniform'"):
+    with pytest.raises(CdlibError, match="unknown draw 'uniform'"):
         plan(model, cdlib.find_groups(model, SMALL), "uniform")
     with pytest.raises(CdlibError, match="nothing to remove"):
-        cdlib.pruning.random_draw(nn.Sequential(conv(2, 3)), SMALL)
+        model = nn.Sequential(conv(2, 3))
+        cdlib.pruning.random_draw(model, cdlib.find_groups(model, SMALL))

@@ -10,17 +10,32 @@ import torch
 from small_networks import conv
 from torch import nn
 
-from cdlib import CdlibError
+from cdlib import CdlibError, Groups, find_groups
 from cdlib.pruning import complexity_driven, ranking, unstructured
 from cdlib.serialization.encoding import encode, executable
 
 IMAGE = torch.zeros(1, 2, 4, 4)
+
+
+def found(net: nn.Module) -> Groups:
+    return find_groups(net, IMAGE)
+
+
 OPTIONS: dict[str, tuple[str, Callable[[nn.Module, Any], object]]] = {
-    "mode": ("FA, MA, PA", lambda net, value: complexity_driven(net, IMAGE, mode=value)),
-    "stop_at": ("activation_bytes, macs, params", lambda net, value: complexity_driven(net, IMAGE, stop_at=value)),
-    "saliency": ("bn, l1, l2, random, taylor", lambda net, value: ranking(net, IMAGE, by=value)),
-    "scope": ("global, layer", lambda net, value: ranking(net, IMAGE, scope=value)),
-    "resource": ("activation_bytes, macs, params, units", lambda net, value: ranking(net, IMAGE, resource=value)),
+    "mode": ("FA, MA, PA", lambda net, value: complexity_driven(net, found(net), mode=value)),
+    "stop_at": (
+        "activation_bytes, macs, params",
+        lambda net, value: complexity_driven(net, found(net), stop_at=value),
+    ),
+    "saliency": (
+        "bn, l1, l2, random, taylor",
+        lambda net, value: ranking(net, found(net), by=value),
+    ),
+    "scope": ("global, layer", lambda net, value: ranking(net, found(net), scope=value)),
+    "resource": (
+        "activation_bytes, macs, params, units",
+        lambda net, value: ranking(net, found(net), resource=value),
+    ),
     "criterion": ("l1, random", lambda net, value: unstructured(net, IMAGE, by=value)),
     "scope of masks": ("global, local", lambda net, value: unstructured(net, IMAGE, scope=value)),
     "form": ("bitmask, csr, dense, gzip, zstd", lambda net, value: encode(net, value)),

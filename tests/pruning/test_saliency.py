@@ -4,16 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 
 import cdlib
-from cdlib import CdlibError
+from cdlib import CdlibError, surgery
 from cdlib.grouping import Group, parameter_share
 from cdlib.pruning.saliency import MEASURES, lowest, scores
-from cdlib.surgery.removal import slices_of
 
 IMAGE = torch.zeros(1, 2, 4, 4)
 
@@ -103,7 +101,7 @@ def test_the_lowest_come_first_and_ties_in_order() -> None:
     model[0].weight.data = torch.tensor([[5.0], [-1.0], [3.0], [0.0], [1.0], [-3.0]])
     groups = cdlib.find_groups(model, torch.zeros(1, 1))
     assert lowest(model, groups, 0.9) == {"0": [3, 1, 4, 2, 5]}
-    small = cdlib.remove(model, torch.zeros(1, 1), lowest(model, groups, 0.5), round_to=2)
+    small = cdlib.remove(model, cdlib.find_groups(model, torch.zeros(1, 1)), lowest(model, groups, 0.5), round_to=2)
     assert small[0].weight.flatten().tolist() == [5, 3, 1, -3]  # four are kept, not three: the last one chosen stays
 
 
@@ -167,10 +165,13 @@ def test_the_share_of_the_parameters_is_that_of_all_slices() -> None:
 def test_units_among_slices() -> None:
     model = nn.Sequential(nn.Conv2d(2, 32, 1), nn.PixelShuffle(2), nn.Conv2d(8, 3, 1))
     groups = cdlib.find_groups(model, IMAGE)
-    found = [groups[0].units_in(slices_of(groups, {groups[0].name: [1, 4, 6]}, round_to=n)) for n in (1, 2, 3, 8)]
+    found = [len(groups.check({groups[0].name: [1, 4, 6]}, round_to=n)[groups[0].name]) for n in (1, 2, 3, 8)]
     assert found == [3, 2, 2, 0]
-    assert groups[1].units_in({}) == 0
-    assert isinstance(groups[0].units_in({groups[0].tensors[0]: np.array([0])}), int)
+    rows = [*range(4, 8), *range(16, 20), *range(24, 28)]
+    for units, n in zip(found, (1, 2, 3, 8), strict=True):
+        slices = surgery.slices_of(groups, {groups[0].name: [1, 4, 6]}, round_to=n)
+        gone = [rows[: 4 * units], rows[: 4 * units], [1, 4, 6][:units]]
+        assert [ids.tolist() for ids in slices.values()] == (gone if units else [])
 
 
 @pytest.mark.parametrize("by", ["l1", "l2", "taylor"])

@@ -124,12 +124,12 @@ def test_parameters_that_count_do_but_nothing_is_smaller() -> None:
 
 def test_a_masked_network_can_be_cut_by_filters_after_the_masks_are_permanent() -> None:
     sparse = permanent(unstructured(network(), IMAGE))
-    small = cdlib.pruning.uniform_width(sparse, IMAGE, target=0.3)
+    small = cut(sparse)
     assert small(torch.randn(2, 3, 8, 8)).shape == (2, 4)
 
 
-def cut(model: nn.Module) -> nn.Module:
-    return cdlib.pruning.uniform_width(model, IMAGE, target=0.3)
+def cut(model: nn.Module, x: torch.Tensor = IMAGE) -> nn.Module:
+    return cdlib.pruning.uniform_width(model, cdlib.find_groups(model, x), target=0.3)
 
 
 def masked(model: nn.Module) -> nn.Module:
@@ -187,7 +187,7 @@ class Scaled(nn.Linear):
 @pytest.mark.parametrize("own", [Widths, lambda: nn.Sequential(nn.Linear(6, 8), Scaled(8, 8), nn.Linear(8, 6))])
 def test_masks_in_code_that_was_rewritten(own: Any, tmp_path: Any) -> None:
     x = torch.randn(3, 6)
-    small = cdlib.pruning.uniform_width(unstructured(own(), x), x, target=0.3)
+    small = cut(unstructured(own(), x), x)
     assert rewritten(small)
     with pytest.raises(CdlibError, match="take them off with cdlib.pruning.permanent"):
         cdlib.save(small, tmp_path / "small.cdlib")

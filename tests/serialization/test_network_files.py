@@ -81,7 +81,9 @@ def shaken(model: nn.Module, seed: int = 0) -> nn.Module:
 
 def half(model: nn.Module, image: Any) -> nn.Module:
     groups = cdlib.find_groups(model, image)
-    return cdlib.remove(model, image, {g.name: range(0, g.size - 1, 2) for g in groups.prunable})
+    return cdlib.remove(
+        model, cdlib.find_groups(model, image), {g.name: range(0, g.size - 1, 2) for g in groups.prunable}
+    )
 
 
 def assert_same(one: nn.Module, other: nn.Module) -> None:

@@ -52,7 +52,7 @@ def test_what_makes_no_line(cases: pd.DataFrame, line: pd.DataFrame, message: st
 @pytest.mark.parametrize("name", ["vgg_mini", "resnet_mini", "convnext_mini"])
 def test_counts_from_widths_are_those_of_the_network(name: str) -> None:
     model, x = models.build(name, 10), torch.zeros(1, 3, 32, 32)
-    small = cdlib.pruning.complexity_driven(model, x, "FA", 0.7, step=4)
+    small = cdlib.pruning.complexity_driven(model, cdlib.find_groups(model, x), "FA", 0.7, step=4)
     widths = {group.name: group.size for group in cdlib.find_groups(small, x).prunable}
     counted = cdlib.profile(small, x)
     found = recounted(model, cdlib.find_groups(model, x), {**widths, "of another network": 3})

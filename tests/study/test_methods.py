@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from cdlib import data, models, pruning, train
+from cdlib import data, find_groups, models, pruning, train
 from cdlib.complexity import profile
 from cdlib.errors import CdlibError
 from cdlib.study import methods, store
@@ -84,7 +84,7 @@ def test_the_record_is_of_the_network_a_reader_would_get(tmp_path: Path) -> None
     torch.manual_seed(3)
     dataset = data.load("digits")
     model = models.build("vgg_mini", 10, in_channels=1)
-    small = pruning.complexity_driven(model, dataset.test.input(1), mode="FA", target=0.4, seed=3)
+    small = pruning.complexity_driven(model, find_groups(model, dataset.test.input(1)), mode="FA", target=0.4, seed=3)
     train.fit(small, dataset, train.Recipe(**RECIPE), seed=3, progress=False)
     assert found["accuracy"] == train.evaluate(small, dataset.test).accuracy
 

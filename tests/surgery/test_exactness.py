@@ -114,6 +114,10 @@ NETWORKS = {
 }
 
 
+def exact(model, x, drop):
+    return check_exact(model, cdlib.find_groups(model, x), drop)
+
+
 def half(model, x):
     groups = cdlib.find_groups(model, x)
     return {group.name: range(0, group.size, 2) for group in groups.prunable if group.size > 1}
@@ -125,7 +129,7 @@ def test_both_references_agree_with_a_cut_and_a_wrong_unit_shows(name):
     model = make()
     drop = half(model, x)
     assert drop
-    found = check_exact(model, x, drop)
+    found = exact(model, x, drop)
     assert found.masked < EXACT
     assert (found.zeroed is not None) == invariant
     assert found.zeroed is None or found.zeroed < EXACT
@@ -138,10 +142,13 @@ def test_zeroing_alone_is_not_enough_where_zeroed_is_none(name):
     make, x, _ = NETWORKS[name]
     x = random_like(x)
     model = randomised(make(), x)
-    drop = half(model, x)
-    small, zeroed = cdlib.remove(model, x, drop), cdlib.zero(model, x, drop)
+    groups, drop = cdlib.find_groups(model, x), half(model, x)
+    small, zeroed = (
+        cdlib.remove(model, groups, drop),
+        cdlib.zero(model, groups, drop),
+    )
     assert difference(small(*x), zeroed(*x)) > WRONG
-    assert difference(small(*x), masked(model, x, drop)) < EXACT
+    assert difference(small(*x), masked(model, groups, drop)) < EXACT
 
 
 def shifted(name):
@@ -170,7 +177,7 @@ def test_a_cut_at_wrong_indices_of_one_tensor_shows(network, tensor, monkeypatch
     model = make()
     drop = half(model, x)
     monkeypatch.setattr(subnet, "shrink", shifted(tensor))
-    found = check_exact(model, x, drop)
+    found = exact(model, x, drop)
     assert found.masked > WRONG
     assert found.zeroed is None or found.zeroed > WRONG
 
@@ -182,9 +189,9 @@ def test_slices_of_other_units_show(monkeypatch):
         return right(groups, {name: [unit + 1 for unit in units] for name, units in drop.items()}, round_to)
 
     model, drop = Residual(), {"conv1": [0, 2]}
-    assert check_exact(model, IMAGE, drop).masked < EXACT
+    assert exact(model, IMAGE, drop).masked < EXACT
     monkeypatch.setattr(subnet, "slices_of", shifted_units)
-    found = check_exact(model, IMAGE, drop)
+    found = exact(model, IMAGE, drop)
     assert found.zeroed > WRONG
     assert found.masked > WRONG
 
@@ -194,7 +201,7 @@ def test_statistics_that_the_rules_miss_show(monkeypatch):
     model = Mixer()
     drop = half(model, TOKENS)
     assert all(group.zero_invariant for group in cdlib.find_groups(model, TOKENS).prunable)
-    found = check_exact(model, TOKENS, drop)
+    found = exact(model, TOKENS, drop)
     assert found.zeroed > WRONG
     assert found.masked > WRONG
 
@@ -213,9 +220,9 @@ def test_labels_that_the_rules_mix_up_show(monkeypatch):
 
     right = RULES["cat"]
     drop = {"a": [0, 3]}
-    assert check_exact(Concat(), IMAGE, drop).masked < EXACT
+    assert exact(Concat(), IMAGE, drop).masked < EXACT
     monkeypatch.setitem(RULES, "cat", reversed_cat)
-    found = check_exact(Concat(), IMAGE, drop)
+    found = exact(Concat(), IMAGE, drop)
     assert found.zeroed > WRONG
     assert found.masked > WRONG
 
@@ -230,7 +237,7 @@ def test_a_head_of_half_the_size_keeps_its_scale():
     q, k, v = model.qkv(model.norm(model.embed(*x)))[..., torch.from_numpy(kept)].permute(2, 0, 3, 1, 4)
     columns = torch.from_numpy(kept[2].reshape(-1) - 16)
     expected = by_hand(q, k, v).transpose(1, 2).flatten(2) @ model.out.weight[:, columns].T + model.out.bias
-    assert difference(expected, masked(model, x, drop)) < EXACT
+    assert difference(expected, masked(model, groups, drop)) < EXACT
 
 
 def test_layer_norm_by_hand():
@@ -241,29 +248,29 @@ def test_layer_norm_by_hand():
     y = model[0](*x)[..., kept]
     y = (y - y.mean(-1, keepdim=True)) / (y.var(-1, correction=0, keepdim=True) + 1e-5).sqrt()
     y = (y * model[1].weight[kept] + model[1].bias[kept]) @ model[2].weight[:, kept].T + model[2].bias
-    assert difference(y, masked(model, x, {name: [0, 3, 5]})) < EXACT
+    assert difference(y, masked(model, cdlib.find_groups(model, x), {name: [0, 3, 5]})) < EXACT
 
 
 def test_samples_are_masked_one_by_one():
     x = random_like(torch.zeros(3, 5, 12))
     model = randomised(Mixer(), x)
-    drop = half(model, x)
-    whole = masked(model, x, drop)
+    groups, drop = cdlib.find_groups(model, x), half(model, x)
+    whole = masked(model, groups, drop)
     assert whole.shape == (3, 3)
-    assert difference(whole[1:2], masked(model, x, drop, inputs=(x[0][1:2],))) == 0
-    assert difference(whole, cdlib.remove(model, x, drop)(*x)) < EXACT
+    assert difference(whole[1:2], masked(model, groups, drop, inputs=(x[0][1:2],))) == 0
+    assert difference(whole, cdlib.remove(model, groups, drop)(*x)) < EXACT
 
 
 def test_nothing_is_changed():
     model = Residual().train()
     before = {name: t.clone() for name, t in model.state_dict().items()}
-    check_exact(model, IMAGE, half(model, IMAGE))
+    exact(model, IMAGE, half(model, IMAGE))
     assert model.training
     assert all(torch.equal(t, before[name]) for name, t in model.state_dict().items())
 
 
 def test_dropping_nothing_has_no_effect_and_no_control():
-    found = check_exact(Residual(), IMAGE, {})
+    found = exact(Residual(), IMAGE, {})
     assert (found.zeroed, found.masked, found.effect) == (0, 0, 0)
     assert math.isnan(found.control)
 
@@ -281,10 +288,10 @@ def test_another_course_than_the_recorded_one_is_said():
 
     x = random_like(TOKENS)
     model = randomised(Loop(), x)
-    drop = half(model, x)
-    assert difference(masked(model, x, drop), cdlib.remove(model, x, drop)(*x)) < EXACT
+    groups, drop = cdlib.find_groups(model, x), half(model, x)
+    assert difference(masked(model, groups, drop), cdlib.remove(model, groups, drop)(*x)) < EXACT
     with pytest.raises(CdlibError, match="does not run again as it was recorded"):
-        masked(model, x, drop, inputs=(torch.cat([*x, *x], 1),))
+        masked(model, groups, drop, inputs=(torch.cat([*x, *x], 1),))
 
 
 def test_calibrated_statistics_are_near_those_of_the_activations():
@@ -305,7 +312,7 @@ def test_weight_norm_of_what_is_masked_is_no_nan():
     groups = cdlib.find_groups(model, IMAGE)
     assert len(groups.prunable) == 3
     for count in (1, 2, 3):
-        result = check_exact(model, IMAGE, {group.name: range(count) for group in groups.prunable})
+        result = exact(model, IMAGE, {group.name: range(count) for group in groups.prunable})
         assert result.masked < EXACT < WRONG < result.control
 
 

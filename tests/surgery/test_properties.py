@@ -81,7 +81,7 @@ def check_exact(built: rn.Built, seed: int) -> None:
     x = built.inputs(3)
     groups = cdlib.find_groups(built.model, x)
     drop = chosen([g for g in groups.prunable if g.zero_invariant], seed)
-    small, zeroed = cdlib.remove(built.model, x, drop), cdlib.zero(built.model, x, drop)
+    small, zeroed = cdlib.remove(built.model, groups, drop), cdlib.zero(built.model, groups, drop)
     assert agree(zeroed, small, built) < 1e-9
 
 
@@ -90,12 +90,12 @@ def check_reference(built: rn.Built, seed: int) -> None:
     x = built.inputs(3)
     groups = cdlib.find_groups(built.model, x)
     drop = chosen(groups.prunable, seed)
-    small = cdlib.remove(built.model, x, drop)
+    small = cdlib.remove(built.model, groups, drop)
     same = rn.reference(built.model, rn.removed(groups, drop))
     if same is not None:
         assert agree(same, small, built) < 1e-9
     try:
-        found = tensors(masked(built.model, x, drop, inputs=built.inputs(1)))
+        found = tensors(masked(built.model, groups, drop, inputs=built.inputs(1)))
     except OtherCourse:
         return
     assert rn.distance(found, rn.outputs(small, built.inputs(1))) < 1e-9 or unstable(built.model, built.inputs(1))
@@ -117,7 +117,7 @@ def check_complete(built: rn.Built, seed: int) -> None:
     for (tensor, dim), indices in taken.items():
         assert len(indices) == len(set(indices)), f"an index of {tensor}, dimension {dim}, is in two units"
     gone = rn.removed(groups, drop := chosen(groups.prunable, seed))
-    small = cdlib.remove(built.model, x, drop)
+    small = cdlib.remove(built.model, groups, drop)
     held = dict(small.named_parameters(remove_duplicate=False)) | dict(small.named_buffers(remove_duplicate=False))
     own = dict(built.model.named_parameters(remove_duplicate=False)) | dict(
         built.model.named_buffers(remove_duplicate=False)
@@ -182,7 +182,7 @@ def check_usable(built: rn.Built, seed: int) -> None:
     """What is left trains, copies, prints, and can be pruned again."""
     x = built.inputs(3)
     groups = cdlib.find_groups(built.model, x)
-    small = cdlib.remove(built.model, x, chosen(groups.prunable, seed))
+    small = cdlib.remove(built.model, groups, chosen(groups.prunable, seed))
     repr(small), small.state_dict()
     assert rn.distance(rn.outputs(small, x), rn.outputs(copy.deepcopy(small), x)) == 0
     again = rn.Built(small, built.recipe, built.shapes)
@@ -216,7 +216,7 @@ def check_untouched(built: rn.Built, seed: int) -> None:
     before, random, inputs = state(built.model), torch.get_rng_state(), [t.clone() for t in tensors(x)]
     groups = cdlib.find_groups(built.model, x)
     drop = chosen(groups.prunable, seed)
-    small, zeroed = cdlib.remove(built.model, x, drop), cdlib.zero(built.model, x, drop)
+    small, zeroed = cdlib.remove(built.model, groups, drop), cdlib.zero(built.model, groups, drop)
     assert state(built.model) == before
     assert torch.equal(torch.get_rng_state(), random)
     assert all(torch.equal(a, b) for a, b in zip(tensors(x), inputs, strict=True))
@@ -244,18 +244,19 @@ def caught(built: rn.Built, seed: int) -> bool | None:
     full, same = rn.outputs(built.model, x), rn.reference(built.model, rn.removed(groups, {group.name: [right]}))
     if same is None or rn.distance(full, expected := rn.outputs(same, x)) < 1e-6:
         return None
-    assert rn.distance(expected, rn.outputs(cdlib.remove(built.model, x, {group.name: [right]}), x)) < 1e-9
-    return rn.distance(expected, rn.outputs(cdlib.remove(built.model, x, {group.name: [wrong]}), x)) > 1e-6
+    assert rn.distance(expected, rn.outputs(cdlib.remove(built.model, groups, {group.name: [right]}), x)) < 1e-9
+    return rn.distance(expected, rn.outputs(cdlib.remove(built.model, groups, {group.name: [wrong]}), x)) > 1e-6
 
 
 def needless(built: rn.Built, seed: int) -> list[tuple[str, bool]]:
     """For each group said not to be zero-invariant: the reason, and whether zeroing equals removal after all."""
     x = built.inputs(3)
     found = []
-    for group in cdlib.find_groups(built.model, x).prunable:
+    groups = cdlib.find_groups(built.model, x)
+    for group in groups.prunable:
         if not group.zero_invariant and group.size > 1:
             drop = {group.name: [seed % group.size]}
-            zeroed, small = (rn.outputs(f(built.model, x, drop), x) for f in (cdlib.zero, cdlib.remove))
+            zeroed, small = (rn.outputs(f(built.model, groups, drop), x) for f in (cdlib.zero, cdlib.remove))
             found.append((group.reason, rn.distance(zeroed, small) < 1e-9))
     return found
 

@@ -44,9 +44,12 @@ IMAGE = torch.randn(2, 3, 4, 4, dtype=torch.float64, generator=torch.Generator()
 
 def apart(model: nn.Module, x: Any, drop: dict[str, list[int]]) -> float:
     """How far zeroing and removing some units are apart."""
+    groups = cdlib.find_groups(model, x)
     inputs = x if isinstance(x, tuple) else (x,)
     with torch.no_grad():
-        return (cdlib.zero(model, x, drop)(*inputs) - cdlib.remove(model, x, drop)(*inputs)).abs().max().item()
+        return (
+            (cdlib.zero(model, groups, drop)(*inputs) - cdlib.remove(model, groups, drop)(*inputs)).abs().max().item()
+        )
 
 
 def turned(x: Tensor) -> Tensor:
@@ -100,7 +103,7 @@ def test_layer(name: str) -> None:
     last = next(g for g in groups if ("b.weight", 1) in g.tensors)
     assert last.size == 8 and last.zero_invariant, last.reason
     assert apart(model, IMAGE, {last.name: [0, 3, 7]}) < 1e-12
-    assert not rewritten(cdlib.remove(model, IMAGE, {last.name: [0, 3, 7]}))
+    assert not rewritten(cdlib.remove(model, groups, {last.name: [0, 3, 7]}))
 
 
 def test_weight_norm_is_a_layer_whose_zeros_are_no_numbers() -> None:
@@ -108,10 +111,10 @@ def test_weight_norm_is_a_layer_whose_zeros_are_no_numbers() -> None:
     groups = cdlib.find_groups(model, IMAGE)
     group = groups["middle.parametrizations.weight"]
     assert group.prunable and not group.zero_invariant and not groups["a"].zero_invariant
-    small = cdlib.remove(model, IMAGE, {group.name: [0, 1], "a": [2]})
+    small = cdlib.remove(model, groups, {group.name: [0, 1], "a": [2]})
     assert not rewritten(small)
-    (expected,) = (masked(model, IMAGE, {"a": [2]}),)
-    assert (cdlib.remove(model, IMAGE, {"a": [2]})(IMAGE) - expected).abs().max() < 1e-12
+    (expected,) = (masked(model, groups, {"a": [2]}),)
+    assert (cdlib.remove(model, groups, {"a": [2]})(IMAGE) - expected).abs().max() < 1e-12
 
 
 @pytest.mark.parametrize("trained", [False, True])
@@ -149,8 +152,8 @@ def test_learnt_tokens(normalised: bool) -> None:
     tokens = next(g for g in groups if ("query", 1) in g.tensors)
     assert not tokens.zero_invariant
     drop = {g.name: [0] for g in groups.prunable}
-    small = cdlib.remove(model, x, drop)
-    assert (small(x) - masked(model, x, drop)).abs().max() < 1e-12
+    small = cdlib.remove(model, groups, drop)
+    assert (small(x) - masked(model, groups, drop)).abs().max() < 1e-12
 
 
 class Positions(nn.Module):
@@ -206,7 +209,7 @@ class Strict(nn.Module):
 
 def test_rewritten_module_in_training_with_a_module_that_passes_one_of_its_inputs() -> None:
     model, x = numbers(Strict()), torch.randn(2, 3, dtype=torch.float64)
-    small = cdlib.remove(model, x, {"a": [1]})
+    small = cdlib.remove(model, cdlib.find_groups(model, x), {"a": [1]})
     assert torch.equal(small.train()(x), small.eval()(x))
 
 
@@ -269,7 +272,7 @@ def test_transformer_layer_does_not_pass_by_a_rewritten_attention() -> None:
     x = torch.randn(2, 5, 3, dtype=torch.float64)
     groups = cdlib.find_groups(model, x)
     drop = {group.name: [0] for group in groups.prunable if group.size > 1}
-    small = cdlib.remove(model, x, drop)
+    small = cdlib.remove(model, groups, drop)
     assert "1.self_attn" in rewritten(small)
     with torch.no_grad():
         fused = small(x)
@@ -310,10 +313,11 @@ class Ghost(nn.Module):
 def test_numbers_of_modules_without_tensors_follow(layers: tuple[nn.Module, ...], units: int) -> None:
     model = numbers(nn.Sequential(nn.Conv2d(3, 8, 1), *layers))
     drop = {g.name: range(units) for g in cdlib.find_groups(model, IMAGE).prunable if g.size > units}
-    small = cdlib.remove(model, IMAGE, drop)
+    groups = cdlib.find_groups(model, IMAGE)
+    small = cdlib.remove(model, groups, drop)
     assert rewritten(small) == []
     larger = torch.cat([IMAGE, IMAGE], 2)
-    assert (small(larger) - cdlib.zero(model, IMAGE, drop)(larger)).abs().max() < 1e-12
+    assert (small(larger) - cdlib.zero(model, groups, drop)(larger)).abs().max() < 1e-12
 
 
 def test_only_what_is_concerned_is_rewritten_when_the_next_layer_raises() -> None:
@@ -325,7 +329,7 @@ def test_only_what_is_concerned_is_rewritten_when_the_next_layer_raises() -> Non
             return torch.cat([y, self.cheap(y).relu()], 1)[:, :7]
 
     model = numbers(nn.Sequential(nn.Conv2d(3, 8, 1), Stubborn(8, 7), nn.BatchNorm2d(7), nn.Conv2d(7, 2, 1)))
-    assert rewritten(cdlib.remove(model, IMAGE, {"1.first": [0]})) == ["1"]
+    assert rewritten(cdlib.remove(model, cdlib.find_groups(model, IMAGE), {"1.first": [0]})) == ["1"]
     assert apart(model, IMAGE, {"1.first": [0]}) < 1e-12
 
 
@@ -350,6 +354,7 @@ def test_what_a_profiler_is_told_is_no_operator(middle: nn.Module) -> None:
 
 def test_data_parallel_is_cut_like_any_network() -> None:
     model = numbers(nn.DataParallel(Between(nn.ReLU())))
-    small = cdlib.remove(model, IMAGE, {"module.a": [1]})
+    groups = cdlib.find_groups(model, IMAGE)
+    small = cdlib.remove(model, groups, {"module.a": [1]})
     assert not rewritten(small) and isinstance(small, nn.DataParallel)
-    assert (small(IMAGE) - cdlib.zero(model, IMAGE, {"module.a": [1]})(IMAGE)).abs().max() < 1e-12
+    assert (small(IMAGE) - cdlib.zero(model, groups, {"module.a": [1]})(IMAGE)).abs().max() < 1e-12

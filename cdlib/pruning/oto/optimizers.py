@@ -12,14 +12,12 @@ direction of the base (with momentum, or Adam's); so does this one: d = (x - x')
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
 
 import torch
 from torch import Tensor, nn
 
 from cdlib.errors import CdlibError, check_share
-from cdlib.graph.tracing import ExampleInput
-from cdlib.grouping import find_groups
+from cdlib.grouping import Groups
 from cdlib.pruning.oto.group_sparse import GroupSparse
 from cdlib.pruning.oto.units import Units
 
@@ -28,7 +26,7 @@ _TINY = 1e-8
 
 def hesso(
     model: nn.Module,
-    example_input: ExampleInput,
+    groups: Groups,
     base: torch.optim.Optimizer,
     target: float = 0.5,
     *,
@@ -36,8 +34,6 @@ def hesso(
     steps: int,
     periods: int = 1,
     min_width: int = 1,
-    keep: Iterable[str] = (),
-    batch_dim: int | None = 0,
 ) -> HESSO:
     """Return an optimizer that shrinks the least important units to zero, period by period, while it trains.
 
@@ -49,8 +45,8 @@ def hesso(
     ----------
     model : nn.Module
         The network that `base` trains, on the device where it is trained.
-    example_input : tensor or tuple
-        What it is called with.
+    groups : Groups
+        What `cdlib.find_groups` returned for it.
     base : torch.optim.Optimizer
         Any, for example SGD, Adam or AdamW. Its parameter groups are shared: set learning rates as usual.
     target : float, default 0.5
@@ -64,10 +60,6 @@ def hesso(
     min_width : int, default 1
         Units that every group keeps, the most important ones. One is what the papers ask for; in a chain, a layer that
         narrow ends all learning.
-    keep : iterable of str, optional
-        Modules or parameters, by name, of which nothing may be removed.
-    batch_dim : int or None, default 0
-        The dimension of the input that counts samples.
 
     Returns
     -------
@@ -78,13 +70,12 @@ def hesso(
     CdlibError
         If an option is out of range, nothing could be removed, or the target leaves no unit in a group.
     """
-    groups = find_groups(model, example_input, keep=keep, batch_dim=batch_dim)
     return HESSO(Units(model, groups, base), base, target, start, steps, periods, min_width)
 
 
 def dhspg(
     model: nn.Module,
-    example_input: ExampleInput,
+    groups: Groups,
     base: torch.optim.Optimizer,
     target: float = 0.5,
     *,
@@ -95,8 +86,6 @@ def dhspg(
     coefficient: float | None = None,
     epsilon: float = 0.0,
     min_width: int = 1,
-    keep: Iterable[str] = (),
-    batch_dim: int | None = 0,
 ) -> DHSPG:
     """Return an optimizer that pulls redundant units towards zero and projects them onto it (half-space steps).
 
@@ -107,7 +96,7 @@ def dhspg(
 
     Parameters
     ----------
-    model, example_input, base, target, start, steps, min_width, keep, batch_dim
+    model, groups, base, target, start, steps, min_width
         As for `hesso`.
     penalty : float, optional
         Lambda; by default 1e-3, and 1e-2 over Adam and AdamW. Against a base that does not move a unit, the pull
@@ -139,7 +128,6 @@ def dhspg(
     if rule["coefficient"] < 1:
         raise CdlibError(f"coefficient={rule['coefficient']!r}: give a number from 1.")
     check_share("epsilon", epsilon)
-    groups = find_groups(model, example_input, keep=keep, batch_dim=batch_dim)
     return DHSPG(Units(model, groups, base), base, target, start, steps, min_width, epsilon=epsilon, **rule)
 
 

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.linalg import vector_norm as norm
 
 from cdlib.errors import CdlibError
-from cdlib.grouping import Groups
+from cdlib.grouping import Groups, check_groups
 from cdlib.pruning.weight_masks import masks_of
 
 _BLOCK = 1 << 16  # elements
@@ -174,6 +174,7 @@ class Units:
     """
 
     def __init__(self, model: nn.Module, groups: Groups, optimizer: torch.optim.Optimizer) -> None:
+        check_groups(groups, model)
         _check_base(optimizer)
         held = dict(model.named_parameters())
         trained = {id(p): group for group in optimizer.param_groups for p in group["params"] if p.requires_grad}

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from torch import nn
 
 from cdlib.errors import CdlibError
-from cdlib.graph import ExampleInput, Graph, record, repeated
+from cdlib.graph import Graph, Inputs, record
 from cdlib.grouping import Ids, choose_reshapes
 from cdlib.surgery.prediction import Prediction, gone
 from cdlib.surgery.rewriting.program import Rewritten
@@ -21,16 +21,15 @@ class Rewriter:
     def __init__(
         self,
         model: nn.Module,
-        example_input: ExampleInput,
+        inputs: Inputs,
         slices: Mapping[tuple[str, int], Ids],
-        batch_dim: int | None,
         training: Graph | None,
     ) -> None:
-        self._model, self._input, self._slices, self._batch_dim = model, example_input, slices, batch_dim
+        self._model, self._inputs, self._slices = model, inputs, slices
         self._training = training
         self._recorded: list[Prediction] = []
         self._done: set[str] = set()
-        self.args = repeated(example_input, batch_dim, 2)
+        self.args = inputs.repeated(2)
 
     @property
     def prediction(self) -> Prediction:
@@ -72,7 +71,7 @@ class Rewriter:
             name = name.rpartition(".")[0]
 
     def _record(self, samples: int) -> Prediction:
-        args = repeated(self._input, self._batch_dim, samples)
+        args = self._inputs.repeated(samples)
         graph, error = record(self._model, args)
         if error is not None:
             raise CdlibError(

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import nn
 
+import cdlib
 from cdlib.pruning import dhspg, hesso
 
 X = torch.zeros(1, 3, dtype=torch.float64)
@@ -28,7 +29,8 @@ def chain(seed: int = 0) -> nn.Sequential:
 
 def make(method: Any = hesso, model: nn.Module | None = None, **options: Any) -> Any:
     model = model or chain()
-    return method(model, X, torch.optim.SGD(model.parameters(), lr=0.1), **{"steps": 4, **options})
+    groups = cdlib.find_groups(model, X, keep=options.pop("keep", ()))
+    return method(model, groups, torch.optim.SGD(model.parameters(), lr=0.1), **{"steps": 4, **options})
 
 
 def gradient(name: str, x: np.ndarray, t: int) -> np.ndarray:

@@ -18,7 +18,7 @@ from torch import nn
 from torch.nn import functional as F
 
 import cdlib
-from cdlib import data, models
+from cdlib import data, find_groups, models
 from cdlib.pruning import dhspg, hesso
 from cdlib.pruning.oto.group_sparse import GroupSparse
 
@@ -46,20 +46,20 @@ def test_the_target_is_met_exactly_zeros_stay_and_the_cut_network_computes_the_s
     model = models.build(name, 10, in_channels=1).double()
     x = torch.zeros(1, 1, 8, 8, dtype=torch.float64)
     base = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9, weight_decay=0.01)
-    optimizer = METHODS[method](model, x, base, 0.53, start=1, steps=4)
+    optimizer = METHODS[method](model, find_groups(model, x), base, 0.53, start=1, steps=4)
     train(model, optimizer, 5, x)
     drop = optimizer.drop()
     wanted = int(0.53 * optimizer.units.count)
     assert sum(map(len, drop.values())) == wanted == optimizer.wanted
     train(model, optimizer, 2, x, first=5)
     assert optimizer.drop() == drop
-    groups = cdlib.find_groups(model, x)
+    groups = find_groups(model, x)
     for group, units in drop.items():
         assert groups[group].zero_invariant and len(units) < groups[group].size
         for tensor, dim in groups[group].own:
             index = torch.from_numpy(groups[group].indices(units, (tensor, dim)))
             assert not model.get_parameter(tensor).index_select(dim, index).any()
-    small = cdlib.remove(model, x, drop)
+    small = cdlib.remove(model, find_groups(model, x), drop)
     images = torch.randn(8, 1, 8, 8, dtype=torch.float64)
     with torch.no_grad():
         full, cut = model.eval()(images), small.eval()(images)
@@ -69,7 +69,9 @@ def test_the_target_is_met_exactly_zeros_stay_and_the_cut_network_computes_the_s
 
 def test_of_a_convnext_only_the_widths_of_the_mlps_shrink() -> None:
     model = models.build("convnext_mini", 10)
-    optimizer = hesso(model, torch.zeros(1, 3, 32, 32), torch.optim.AdamW(model.parameters()), 0.7, steps=1)
+    optimizer = hesso(
+        model, find_groups(model, torch.zeros(1, 3, 32, 32)), torch.optim.AdamW(model.parameters()), 0.7, steps=1
+    )
     hidden = {name: m for name, m in model.named_modules() if isinstance(m, nn.Linear) and m.out_features > 10}
     wide = {name: m.out_features for name, m in hidden.items() if m.out_features > m.in_features}
     assert optimizer.units.sizes == wide and len(wide) == 6
@@ -85,7 +87,7 @@ def test_it_resumes_bit_for_bit(method: str, stop: int) -> None:
         model = models.build("resnet_mini", 10, in_channels=1)
         base = torch.optim.AdamW(model.parameters(), lr=1e-2)
         options = {"periods": 2} if method == "hesso" else {}
-        return model, METHODS[method](model, x, base, 0.5, start=2, steps=6, **options)
+        return model, METHODS[method](model, find_groups(model, x), base, 0.5, start=2, steps=6, **options)
 
     model, optimizer = fresh()
     whole = train(model, optimizer, 10, x)
@@ -116,7 +118,7 @@ def test_training_of_the_package_takes_it_and_resumes_it(method: str, tmp_path: 
         model, made = models.build("vgg_mini", 10, in_channels=1), []
 
         def wrap(base: torch.optim.Optimizer) -> GroupSparse:
-            made.append(METHODS[method](model, example, base, 0.5, start=steps, steps=steps))
+            made.append(METHODS[method](model, find_groups(model, example), base, 0.5, start=steps, steps=steps))
             return made[0]
 
         def interrupt(step: int) -> None:
@@ -134,7 +136,7 @@ def test_training_of_the_package_takes_it_and_resumes_it(method: str, tmp_path: 
         run(tmp_path / "c.pt", stop=2 * steps + 1)
     again, optimizer = run(tmp_path / "c.pt")
     assert all(torch.equal(a, b) for a, b in zip(model.parameters(), again.parameters(), strict=True))
-    small = cdlib.remove(again, example, optimizer.drop())
+    small = cdlib.remove(again, find_groups(again, example), optimizer.drop())
     full = cdlib.train.evaluate(again, dataset.test)
     assert torch.equal(full.correct, cdlib.train.evaluate(small, dataset.test).correct)
 
@@ -149,10 +151,12 @@ def in_each_process(method: str, folder: Path) -> None:
         if isinstance(m, torch.nn.modules.batchnorm._BatchNorm):
             m.momentum = 0.0  # its statistics are each process's own
     base = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9)
-    net, optimizer = accelerator.prepare(model, METHODS[method](model, x, base, 0.5, start=1, steps=4))
+    net, optimizer = accelerator.prepare(
+        model, METHODS[method](model, find_groups(model, x), base, 0.5, start=1, steps=4)
+    )
     train(model, optimizer, 6, x, first=100 * accelerator.process_index, net=net)
     drop = optimizer.optimizer.drop()
-    cdlib.remove(model, x, drop)
+    cdlib.remove(model, find_groups(model, x), drop)
     weights = torch.cat([p.detach().flatten() for p in model.parameters()])
     text = f"{hashlib.sha256(weights.numpy().tobytes()).hexdigest()} {sum(map(len, drop.values()))} {drop}"
     (folder / str(accelerator.process_index)).write_text(text)
@@ -173,21 +177,23 @@ def test_norms_in_higher_precision_than_the_rest(method: str) -> None:
     model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 4, 3)).bfloat16()
     model[1].float()
     x = torch.randn(4, 3, 8, 8, dtype=torch.bfloat16)
-    optimizer = METHODS[method](model, x[:1], torch.optim.SGD(model.parameters(), lr=0.01), 0.5, steps=3)
+    optimizer = METHODS[method](
+        model, find_groups(model, x[:1]), torch.optim.SGD(model.parameters(), lr=0.01), 0.5, steps=3
+    )
     for _ in range(4):
         optimizer.zero_grad()
         model(x).float().square().mean().backward()
         optimizer.step()
     assert optimizer.sparsity == 0.5
     assert [p.dtype for p in model[:2].parameters()] == [torch.bfloat16, torch.bfloat16, torch.float32, torch.float32]
-    cut = cdlib.remove(model, x[:1], optimizer.drop())
+    cut = cdlib.remove(model, find_groups(model, x[:1]), optimizer.drop())
     assert torch.equal(cut.eval()(x), model.eval()(x))
 
 
 @pytest.mark.parametrize("method", METHODS)
 def test_a_copy_with_the_network_goes_on_alike(method: str) -> None:
     model = chain()
-    optimizer = METHODS[method](model, X, BASES["momentum"](model.parameters()), 0.5, steps=6)
+    optimizer = METHODS[method](model, find_groups(model, X), BASES["momentum"](model.parameters()), 0.5, steps=6)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 / (1 + step))
 
     def step(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
@@ -227,14 +233,18 @@ def test_groups_that_share_a_parameter_of_which_one_is_cut(method: str) -> None:
     with torch.no_grad():
         model.both.weight[:4] *= 0.1
     x = torch.randn(8, 3, 8, 8, dtype=torch.float64)
-    optimizer = METHODS[method](model, x[:1], torch.optim.SGD(model.parameters(), lr=0.05), 0.1, steps=3)
+    optimizer = METHODS[method](
+        model, find_groups(model, x[:1]), torch.optim.SGD(model.parameters(), lr=0.05), 0.1, steps=3
+    )
     for _ in range(4):
         optimizer.zero_grad()
         F.cross_entropy(model(x), torch.arange(8) % 4).backward()
         optimizer.step()
     drop = optimizer.drop()
     assert sum(map(len, drop.values())) == 2
-    torch.testing.assert_close(cdlib.remove(model, x[:1], drop)(x), model(x), rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(
+        cdlib.remove(model, find_groups(model, x[:1]), drop)(x), model(x), rtol=1e-12, atol=1e-12
+    )
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -243,7 +253,9 @@ def test_small_numbers_leave_every_group_its_units(method: str, dtype: torch.dty
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 2)).to(dtype)
     x = torch.randn(4, 4).to(dtype)
-    optimizer = METHODS[method](model, x[:1], torch.optim.SGD(model.parameters(), lr=lr), 0.5, steps=2, min_width=3)
+    optimizer = METHODS[method](
+        model, find_groups(model, x[:1]), torch.optim.SGD(model.parameters(), lr=lr), 0.5, steps=2, min_width=3
+    )
     for _ in range(3):
         optimizer.zero_grad()
         (1e-3 * model(x).float().square().sum()).backward()

@@ -61,7 +61,7 @@ def test_a_state_of_another_network_or_with_other_options_is_refused(method: str
 @pytest.mark.parametrize("method", [hesso, dhspg])
 def test_a_state_is_checked_before_anything_is_loaded(method: Any) -> None:
     def over(base: Any, model: nn.Module) -> Any:
-        return method(model, X, base(model.parameters()), steps=4)
+        return method(model, cdlib.find_groups(model, X), base(model.parameters()), steps=4)
 
     sgd, adam = BASES["momentum"], BASES["adam"]
     state = over(sgd, chain()).state_dict()
@@ -92,7 +92,7 @@ def test_a_state_is_checked_before_anything_is_loaded(method: Any) -> None:
 @pytest.mark.parametrize("method", [hesso, dhspg])
 def test_units_that_are_no_longer_zero_are_not_removed(method: Any) -> None:
     model = chain()
-    optimizer = method(model, X, BASES["sgd"](model.parameters()), steps=2)
+    optimizer = method(model, cdlib.find_groups(model, X), BASES["sgd"](model.parameters()), steps=2)
     for value in (1.0, 1.0, math.nan):
         for parameter in model.parameters():
             parameter.grad = torch.full_like(parameter, value)
@@ -105,13 +105,19 @@ def test_units_that_are_no_longer_zero_are_not_removed(method: Any) -> None:
 
 def test_one_is_not_put_over_another() -> None:
     model = chain()
+    groups = cdlib.find_groups(model, X)
     with pytest.raises(CdlibError, match="base=HESSO prunes already: give the optimizer below it"):
-        dhspg(model, X, hesso(model, X, BASES["sgd"](model.parameters()), steps=3), steps=3)
+        dhspg(
+            model,
+            groups,
+            hesso(model, groups, BASES["sgd"](model.parameters()), steps=3),
+            steps=3,
+        )
 
 
 def test_weights_that_are_no_numbers_are_not_ranked() -> None:
     model = chain()
-    optimizer = hesso(model, X, BASES["sgd"](model.parameters()), steps=3)
+    optimizer = hesso(model, cdlib.find_groups(model, X), BASES["sgd"](model.parameters()), steps=3)
     for parameter in model.parameters():
         parameter.grad = torch.full_like(parameter, math.nan)
     with pytest.raises(CdlibError, match="in step 1 weights or their moves are no finite numbers"):
@@ -122,7 +128,7 @@ def test_weights_that_are_no_numbers_are_not_ranked() -> None:
 def test_a_base_that_cannot_be_built_on(base: Any) -> None:
     model = chain()
     with pytest.raises(CdlibError, match=r"base=(LBFGS|NoneType|str): give a torch optimizer"):
-        hesso(model, X, base(model.parameters()), steps=3)
+        hesso(model, cdlib.find_groups(model, X), base(model.parameters()), steps=3)
 
 
 def test_masks_are_named_where_they_are_in_the_way() -> None:
@@ -142,7 +148,12 @@ def test_training_that_is_too_short_or_averages_is_refused_before_it_starts(
     dataset = data.load("digits")
     recipe = cdlib.train.Recipe(**{"epochs": 1, "batch_size": 256, **options})
     model = models.build("vgg_mini", 10, in_channels=1)
+    groups = cdlib.find_groups(model, dataset.test.input(1))
     with pytest.raises(CdlibError, match=message):
         cdlib.train.fit(
-            model, dataset, recipe, optimizer=lambda b: hesso(model, dataset.test.input(1), b, steps=6), progress=False
+            model,
+            dataset,
+            recipe,
+            optimizer=lambda b: hesso(model, groups, b, steps=6),
+            progress=False,
         )

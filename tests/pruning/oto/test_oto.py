@@ -9,6 +9,7 @@ import pytest
 import torch
 from joint_setup import BASES, X, chain, gradient, make
 
+from cdlib import find_groups
 from cdlib.pruning import dhspg, hesso
 from cdlib.pruning.oto.group_sparse import GroupSparse
 from cdlib.pruning.oto.optimizers import DHSPG, HESSO
@@ -155,11 +156,13 @@ def test_every_step_is_that_of_the_published_rule(method: str, kind: str) -> Non
     names = dict(model.named_parameters())
     weights = {name: p.detach().numpy().copy() for name, p in names.items()}
     if method == "hesso":
-        optimizer: GroupSparse = hesso(model, X, BASES[kind](model.parameters()), 0.6, start=3, steps=13, periods=2)
+        optimizer: GroupSparse = hesso(
+            model, find_groups(model, X), BASES[kind](model.parameters()), 0.6, start=3, steps=13, periods=2
+        )
         rule: Transcription = NumpyHesso(kind, weights, 6, 3, 13)
     else:
         own = {"penalty": 1.0, "amplify": 5.0, "coefficient": 10.0, "epsilon": 0.1 if kind == "sgd" else 0.9}
-        optimizer = dhspg(model, X, BASES[kind](model.parameters()), 0.6, start=3, steps=40, **own)
+        optimizer = dhspg(model, find_groups(model, X), BASES[kind](model.parameters()), 0.6, start=3, steps=40, **own)
         rule = NumpyDhspg(kind, weights, 6, 3, 40, **own)
     early = 0
     for t in range(46):
@@ -184,7 +187,7 @@ def test_without_a_target_the_base_is_all_there_is() -> None:
         model = chain()
         optimizer = torch.optim.AdamW(model.parameters(), lr=0.1)
         if wrap:
-            optimizer = hesso(model, X, optimizer, 0.0, steps=4)
+            optimizer = hesso(model, find_groups(model, X), optimizer, 0.0, steps=4)
         for t in range(6):
             optimizer.zero_grad()
             model(torch.full((2, 3), t + 1.0).double()).square().sum().backward()
@@ -195,7 +198,7 @@ def test_without_a_target_the_base_is_all_there_is() -> None:
 
 def test_a_closure_is_called_with_gradients_and_schedulers_set_the_rate() -> None:
     model = chain()
-    optimizer = hesso(model, X, torch.optim.SGD(model.parameters(), lr=1.0), 0.5, steps=4)
+    optimizer = hesso(model, find_groups(model, X), torch.optim.SGD(model.parameters(), lr=1.0), 0.5, steps=4)
     schedule = torch.optim.lr_scheduler.StepLR(optimizer, 1, 0.1)
 
     def closure() -> torch.Tensor:
@@ -216,4 +219,4 @@ def test_kinds() -> None:
     assert isinstance(make(dhspg), DHSPG)
     assert make(dhspg).penalty == 1e-3
     model = chain()
-    assert dhspg(model, X, torch.optim.AdamW(model.parameters()), steps=1).coefficient == 1e3
+    assert dhspg(model, find_groups(model, X), torch.optim.AdamW(model.parameters()), steps=1).coefficient == 1e3

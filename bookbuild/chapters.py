@@ -7,6 +7,7 @@ them before anything runs; `bookbuild.execution` does the running, `bookbuild.si
 from __future__ import annotations
 
 import ast
+import contextlib
 import itertools
 import logging
 import re
@@ -16,10 +17,10 @@ from pathlib import Path
 from typing import Any
 
 import nbformat
+import yaml
 from nbformat import NotebookNode
 
 from bookbuild import notebooks
-from cdlib import files
 from cdlib.errors import CdlibError, check_choice
 from cdlib.text import one_line
 
@@ -31,29 +32,15 @@ _KINDS = {int: "a whole number", float: "a number", bool: "true or false", str: 
 
 @dataclass(frozen=True)
 class Chapter:
-    """One chapter as its source has it.
+    """One chapter as its source has it."""
 
-    Attributes
-    ----------
-    path : Path
-        The source, ``notebooks/NN_name.md``.
-    number, name, title : str
-        "02", "02_complexity" and the first heading.
-    parameters : dict
-        The values of the quick profile by name, in the order of the `parameters` cell.
-    notes : dict
-        The comment beside each of them, or "".
-    source : NotebookNode
-        The notebook without outputs, made from the text.
-    """
-
-    path: Path
-    number: str
-    name: str
-    title: str
-    parameters: dict[str, Value]
-    notes: dict[str, str]
-    source: NotebookNode = field(repr=False)
+    path: Path  # the source, notebooks/NN_name.md
+    number: str  # "02"
+    name: str  # "02_complexity"
+    title: str  # its first heading
+    parameters: dict[str, Value]  # those of the quick profile, in the order of the `parameters` cell
+    notes: dict[str, str]  # the comment beside each of them, or ""
+    source: NotebookNode = field(repr=False)  # the notebook without outputs
 
 
 @dataclass(frozen=True)
@@ -72,40 +59,13 @@ class Job:
 
 @dataclass(frozen=True)
 class Result:
-    """What running one chapter gave.
-
-    Attributes
-    ----------
-    job : Job
-        What was to run.
-    path : Path
-        The executed notebook; of a chapter that failed, as far as it came.
-    seconds : float
-        How long it ran, if `cached` when it last did.
-    cached : bool
-        Nothing had changed, so nothing ran.
-    error : str or None
-        One line that says where and why it failed.
-    """
+    """What running one chapter gave."""
 
     job: Job
-    path: Path
-    seconds: float
-    cached: bool = False
-    error: str | None = None
-
-
-def checkout() -> Path:
-    """Return the folder of the book: the first one, from the current folder upwards, with a ``_config.yml``.
-
-    Raises
-    ------
-    CdlibError
-        If there is none.
-    """
-    if place := files.checkout():
-        return place
-    raise CdlibError(f"no book here: no _config.yml in {Path.cwd()} or above; run inside the checkout.")
+    path: Path  # the executed notebook; of a chapter that failed, as far as it came
+    seconds: float  # how long it ran, if `cached` when it last did
+    cached: bool = False  # nothing had changed, so nothing ran
+    error: str | None = None  # one line that says where and why it failed
 
 
 def find(root: Path) -> list[Chapter]:
@@ -137,7 +97,7 @@ def plan(
     profile: str = "quick",
     parameters: Mapping[str, object] | None = None,
 ) -> list[Job]:
-    """Return what is to run, every parameter of every chapter settled.
+    """Return what is to run in the book of a folder, with every parameter settled.
 
     Parameters
     ----------
@@ -146,7 +106,7 @@ def plan(
     numbers : iterable of str or int, optional
         Which chapters; default all of them.
     profile : str, default "quick"
-        The values that replace the chapters' own; see `profiles`.
+        Whose values replace the chapters' own; see `profiles`.
     parameters : mapping, optional
         Values that replace the profile's, in every chosen chapter; text is read as what the default is.
 
@@ -173,40 +133,27 @@ def plan(
 
 
 def read_yaml(path: Path) -> Any:
-    """Return what a YAML file holds.
-
-    Raises
-    ------
-    CdlibError
-        If it is not there or is not YAML in UTF-8.
-    """
-    import yaml
-
+    """Return what a YAML file holds, or raise `CdlibError` if it is not there or is not YAML in UTF-8."""
     try:
         return yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, yaml.YAMLError) as error:
         raise CdlibError(f"cannot read {path}: {one_line(error)}") from error
 
 
-def _typed(chapter: Chapter, name: str, value: object) -> Value:
+def _typed(chapter: Chapter, name: str, value: Any) -> Value:
     """Return a value as the type of the parameter's default, reading text as YAML has it."""
-    import yaml
-
     default = chapter.parameters[name]
-    wanted = type(default)
-    found: Any = value
+    wanted, found = type(default), value
     if isinstance(value, str) and wanted is not str:
-        try:
+        with contextlib.suppress(ValueError, yaml.YAMLError):
             found = wanted(value) if wanted is float else yaml.safe_load(value)
-        except (ValueError, yaml.YAMLError):
-            found = value
     if wanted is float and type(found) is int:
         found = float(found)
-    if isinstance(found, str) and found.startswith("folder:"):  # chapters run in another folder than the user's
-        found = f"folder:{Path(found.removeprefix('folder:')).expanduser().absolute()}"
     if type(found) is not wanted:
         expected = f"{_KINDS[wanted]}, like its default {default!r}"
         raise CdlibError(f"parameter {name!r} of chapter {chapter.number} is {value!r}; give {expected}.")
+    if isinstance(found, str) and found.startswith("folder:"):  # chapters run in another folder than the user's
+        found = f"folder:{Path(found.removeprefix('folder:')).expanduser().absolute()}"
     return found
 
 
@@ -221,16 +168,13 @@ def _profiles(root: Path) -> dict[str, dict[str, dict[str, object]]]:
             for profile, chapters in (read_yaml(path) or {}).items()
         }
     except (AttributeError, TypeError) as error:
-        raise CdlibError(
-            f"cannot read {path}: it must map profile, chapter number and parameter to a value."
-        ) from error
+        form = "it must map profile, chapter number and parameter to a value."
+        raise CdlibError(f"cannot read {path}: {form}") from error
 
 
 def _chapter(path: Path) -> Chapter:
-    try:
-        import jupytext
-    except ModuleNotFoundError as error:
-        raise CdlibError("running chapters needs more packages: pip install 'cnn-compression-book[book]'.") from error
+    import jupytext
+
     try:
         source = jupytext.reads(path.read_text(encoding="utf-8"), fmt="md:myst")
     except Exception as error:  # whatever the parser makes of a file that is not a chapter

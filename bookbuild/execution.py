@@ -57,24 +57,11 @@ def building(root: Path) -> Iterator[None]:
 
 
 def execute(jobs: list[Job], root: Path, workers: int = 2) -> list[Result]:
-    """Run the jobs that have no kept run and return all results in the order of the jobs.
+    """Run the jobs that have no kept run, some at a time, and return all results in the order of the jobs.
 
-    A chapter that fails has its `error` set and keeps no other from running. On standard error stands what is running,
-    what is done and what failed.
-
-    Parameters
-    ----------
-    jobs : list of Job
-        What to run; see `chapters.plan`.
-    root : Path
-        The folder of the book, inside `building`. Kept runs lie in its ``_build/executed``.
-    workers : int, default 2
-        Chapters at a time.
-
-    Raises
-    ------
-    OSError
-        If the runs cannot be kept.
+    A chapter that fails has its `error` set and keeps no other from running. Standard error says what is running, what
+    is done and what failed. Runs are kept in ``_build/executed`` of the book, which `building` makes; if they cannot
+    be, an `OSError` ends all of them.
     """
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
@@ -93,10 +80,8 @@ def execute(jobs: list[Job], root: Path, workers: int = 2) -> list[Result]:
         results[result.job.chapter.number] = result
         if result.error:
             say(result.job, f"FAILED after {result.seconds:.1f} s: {result.error}", "bold red")
-        elif result.cached:
-            say(result.job, "unchanged, kept")
         else:
-            say(result.job, f"done in {result.seconds:.1f} s", "green")
+            say(result.job, *(["unchanged, kept"] if result.cached else [f"done in {result.seconds:.1f} s", "green"]))
 
     folder = root / "_build" / "executed"
     for left in folder.glob(".*.*"):  # by a process that was killed
@@ -263,12 +248,17 @@ def _environment(folder: Path) -> dict[str, str]:
 
     A chapter runs in another folder than the user's, so that relative places become absolute.
     """
+    threads = os.environ.get("OMP_NUM_THREADS", "1")
     data = os.environ.get("CDLIB_DATA")
-    places = {"CDLIB_DATA": str(Path(data).expanduser().absolute())} if data else {}
-    threads = {f"{name}_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1") for name in ("OMP", "MKL", "OPENBLAS")}
-    quiet = {"PYTHONWARNINGS": "ignore:IProgress not found", "PYDEVD_DISABLE_FILE_VALIDATION": "1"}
-    fixed = {"JUPYTER_PREFER_ENV_PATH": "1", "IPYTHONDIR": str(folder / "ipython"), "PYTHONHASHSEED": "0"}
-    return {**threads, **quiet, **fixed, **places}
+    return {
+        **{f"{name}_NUM_THREADS": threads for name in ("OMP", "MKL", "OPENBLAS")},
+        **({"CDLIB_DATA": str(Path(data).expanduser().absolute())} if data else {}),
+        "PYTHONWARNINGS": "ignore:IProgress not found",
+        "PYDEVD_DISABLE_FILE_VALIDATION": "1",
+        "JUPYTER_PREFER_ENV_PATH": "1",
+        "IPYTHONDIR": str(folder / "ipython"),
+        "PYTHONHASHSEED": "0",
+    }
 
 
 def _label(job: Job) -> str:

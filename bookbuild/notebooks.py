@@ -90,11 +90,11 @@ def write(notebook: NotebookNode, path: Path) -> bool:
     return True
 
 
-def without_record(notebook: NotebookNode) -> NotebookNode:
-    """Return a copy that does not remember its run: the form which is stored beside the text."""
-    copy = deepcopy(notebook)
-    copy.metadata.pop("cdlib", None)
-    return copy
+def publish(executed: Path, to: Path) -> bool:
+    """Write an executed notebook in the form that remembers nothing of its run; return whether there was need to."""
+    notebook = read(executed)
+    notebook.metadata.pop("cdlib", None)
+    return write(notebook, to)
 
 
 def first_line(source: str) -> str:

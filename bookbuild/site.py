@@ -70,6 +70,8 @@ def build(results: Sequence[Result], root: Path) -> Path:
     """
     top = root / "_build"
     site, new, old, staged = (top / name for name in ("html", "html.new", "html.old", "stage"))
+    if old.exists() and not site.exists():  # killed on the way from the one to the other
+        old.rename(site)
     for folder in (staged, new, old, top / "doctrees"):
         shutil.rmtree(folder, ignore_errors=True)
     stage(results, root, staged)
@@ -95,8 +97,7 @@ def stage(results: Sequence[Result], root: Path, to: Path) -> None:
     """Lay out what the site is built from: the executed chapters, ``book/``, the settings and MathJax."""
     shutil.copytree(root / "book", to / "book")
     for result in results:
-        notebook = notebooks.without_record(notebooks.read(result.path))
-        notebooks.write(notebook, to / "notebooks" / f"{result.job.chapter.name}.ipynb")
+        notebooks.publish(result.path, to / "notebooks" / f"{result.job.chapter.name}.ipynb")
     this_build = to / "book" / "this_build.md"
     this_build.write_text(this_build.read_text(encoding="utf-8").replace(TABLE, _table(results)), encoding="utf-8")
     (to / "_config.yml").write_text(yaml.safe_dump(config(root), sort_keys=False), encoding="utf-8")

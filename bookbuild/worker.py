@@ -28,7 +28,7 @@ def run(
     place : Path
         The kernel's working directory.
     parameters : mapping
-        The values to inject; nothing is injected if there are none.
+        Values to inject; without any, no cell is added.
     environment : mapping
         Added to the environment of the kernel.
     pipe : Connection

@@ -13,7 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from bookbuild import commands, notebooks, site
+from bookbuild import __main__ as commands
+from bookbuild import notebooks, site
 from cdlib.errors import CdlibError
 
 ROOT = Path(__file__).parents[2]

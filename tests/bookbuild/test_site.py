@@ -243,4 +243,14 @@ def test_a_site_takes_the_place_of_the_last_when_it_is_whole(
         assert site.build([result], book).read_text() == pages
         stamp = first.with_name(".hash")
         stamp.unlink() if damage is None else stamp.write_bytes(damage)
-    assert sorted(path.name for path in (book / "_build").iterdir()) == ["executed", "html", "stage"]
+    first.parent.rename(book / "_build" / "html.old")  # as a kill between two renamings leaves it
+    (book / "book" / "index.md").write_text("# Yet another beginning\n")
+    pages = "warned"
+    with pytest.raises(CdlibError):
+        site.build([result], book)
+    assert first.read_text() == "after None"
+    assert sorted(path.name for path in (book / "_build").iterdir() if path.name != "html.new") == [
+        "executed",
+        "html",
+        "stage",
+    ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from cdlib.plots.columns import strips
 from cdlib.plots.figures import COLOURS, LINES, MARKERS, WIDTH, bubbles, comparison, groups, style, timeline
 from cdlib.plots.point_labels import label_points
 
@@ -14,6 +15,7 @@ __all__ = [
     "comparison",
     "groups",
     "label_points",
+    "strips",
     "style",
     "timeline",
 ]

@@ -54,15 +54,15 @@ def results(
 ) -> None:
     """List the recorded runs of the study."""
     from cdlib.cli import output as console
-    from cdlib.study import store
+    from cdlib.study import folder, load
 
-    frame = store.load()
+    frame = load()
     if experiment is not None:
         check_choice("experiment", experiment, set(frame["experiment"]))
-        frame = store.load(experiment=experiment)
+        frame = load(experiment=experiment)
     if as_json:
         console.print_json(json.loads(frame.reset_index().to_json(orient="records", double_precision=15)))
     elif frame.empty:
-        print(f"no records in {store.folder()}")
+        print(f"no records in {folder()}")
     else:
         console.print_frame(frame.reset_index().dropna(axis="columns", how="all"))

@@ -26,7 +26,7 @@ def study(
     Stop it with Ctrl-C and start it again whenever you like; started several times, the processes share the work.
     """
     from cdlib.cli import output as console
-    from cdlib.study.sweeps import sweep
+    from cdlib.study import sweep
 
     records = sweep(model, range(seeds), only=only or (), data=data, epochs=epochs)
     if as_json:

@@ -6,6 +6,7 @@ from cdlib.study.baseline import int8_linears, train_and_compress
 from cdlib.study.controls import above, recounted, uniform_line
 from cdlib.study.runs import run
 from cdlib.study.store import folder, load
+from cdlib.study.sweeps import sweep
 from cdlib.study.tables import described, networks, recorded, summary
 
 __all__ = [
@@ -19,6 +20,7 @@ __all__ = [
     "recounted",
     "run",
     "summary",
+    "sweep",
     "train_and_compress",
     "uniform_line",
 ]

@@ -15,7 +15,7 @@ from torch import nn
 
 from cdlib.errors import CdlibError
 from cdlib.grouping import Groups
-from cdlib.pruning.costs import Meter
+from cdlib.pruning import Meter
 
 
 def above(cases: pd.DataFrame, line: pd.DataFrame, cost: str) -> pd.Series:

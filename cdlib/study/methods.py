@@ -20,7 +20,7 @@ from cdlib.complexity import profile
 from cdlib.data import Dataset
 from cdlib.errors import CdlibError, check_choice
 from cdlib.grouping import Groups, find_groups
-from cdlib.serialization.encoding import FORMS, encode
+from cdlib.serialization import FORMS, encode
 from cdlib.study import store
 from cdlib.study.runs import alone
 from cdlib.surgery import copied, remove

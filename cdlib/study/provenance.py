@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import cdlib
-from cdlib.report.timing import hardware
+from cdlib.report import hardware
 
 # The folders of an absolute path: from "/", "~/" or "C:\\" at the start or after a separator to the last slash.
 _FOLDERS = re.compile(r"(?<![^=:,;'\"(\[\s])(?:~|[A-Za-z]:)?[\\/](?![\\/])(?:[^\\/=:,;'\"]+[\\/])*(?=[^\\/]|$)")

@@ -11,8 +11,7 @@ from typing import Any
 
 from cdlib.data import load
 from cdlib.errors import CdlibError, check_choice
-from cdlib.pruning.costs import RESOURCES
-from cdlib.pruning.layer_widths import MODES
+from cdlib.pruning import MODES, RESOURCES
 from cdlib.study import store
 from cdlib.study.methods import METHODS, prune_and_train
 from cdlib.study.runs import busy, run

@@ -13,11 +13,6 @@ from cdlib.grouping.walk_state import STRUCTURAL, Walk
 
 
 @rule("mm", "bmm")
-def matrix_product(walk: Walk, op: Op, args: dict[str, Any]) -> Labels:
-    """[..., i, k] times [..., k, j]."""
-    return product(walk, op, args)
-
-
 def product(walk: Walk, op: Op, args: dict[str, Any]) -> Labels:
     """[..., i, k] times [..., k, j]."""
     values = [

@@ -7,7 +7,7 @@ this one enter theirs when they are imported, which `cdlib.grouping.rules` does.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 from cdlib.graph import Op, Value
 from cdlib.grouping.labels import Labels
@@ -15,13 +15,14 @@ from cdlib.grouping.ops import is_pointwise
 from cdlib.grouping.walk_state import Walk
 
 Rule = Callable[[Walk, Op, dict[str, Any]], Labels | list[Labels]]
+Entered = TypeVar("Entered", bound=Rule)
 RULES: dict[str, Rule] = {}
 
 
-def rule(*names: str) -> Callable[[Rule], Rule]:
+def rule(*names: str) -> Callable[[Entered], Entered]:
     """Enter a function as the rule of some operators."""
 
-    def enter(function: Rule) -> Rule:
+    def enter(function: Entered) -> Entered:
         RULES.update(dict.fromkeys(names, function))
         return function
 

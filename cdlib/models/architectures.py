@@ -22,6 +22,9 @@ from cdlib.errors import CdlibError, check_share
 # The stem's stride -> (kernel, padding). 4 is the published patch stem; 2 and 1 keep more of a small image.
 STEMS = {4: (4, 0), 2: (3, 1), 1: (3, 1)}
 
+# A layer is the width of a 3x3 convolution, or width, kernel and stride of another one, or "pool".
+Layer = int | str | tuple[int, int, int]
+ALEXNET = ((64, 11, 4), "pool", (192, 5, 1), "pool", 384, 256, 256, "pool")
 VGG16 = (64, 64, "pool", 128, 128, "pool", 256, 256, 256, "pool", 512, 512, 512, "pool", 512, 512, 512, "pool")
 
 # Expansion, width, blocks and stride of each stage of MobileNetV2; the second stage's stride is 1 instead of 2.
@@ -38,22 +41,7 @@ MOBILENET_V2 = (
 
 def alexnet_cifar(classes: int = 10) -> nn.Module:
     """AlexNet for 32x32: five convolutions and one linear layer, as in bearpaw/pytorch-classification (2.47 M)."""
-    features = nn.Sequential(
-        nn.Conv2d(3, 64, 11, stride=4, padding=5),
-        nn.ReLU(inplace=True),
-        nn.MaxPool2d(2),
-        nn.Conv2d(64, 192, 5, padding=2),
-        nn.ReLU(inplace=True),
-        nn.MaxPool2d(2),
-        nn.Conv2d(192, 384, 3, padding=1),
-        nn.ReLU(inplace=True),
-        nn.Conv2d(384, 256, 3, padding=1),
-        nn.ReLU(inplace=True),
-        nn.Conv2d(256, 256, 3, padding=1),
-        nn.ReLU(inplace=True),
-        nn.MaxPool2d(2),
-    )
-    return _initialised(_network(features, nn.Linear(256, classes)), "fan_in")
+    return _initialised(_network(_plain(3, ALEXNET), nn.Linear(256, classes)), "fan_in")
 
 
 def vgg16_cifar(classes: int = 10, *, norm: bool = False) -> nn.Module:
@@ -107,8 +95,7 @@ def convnext(size: str, classes: int = 10, *, stem: int = 4, drop_path: float | 
 
 def alexnet_mini(classes: int = 10, *, in_channels: int = 3) -> nn.Module:
     """A small AlexNet: five convolutions hold the work, three linear layers most of the parameters (0.11 M)."""
-    widths = (16, "pool", 32, "pool", 48, 32, 32)
-    features = _plain(in_channels, widths, norm=False)
+    features = _plain(in_channels, (16, "pool", 32, "pool", 48, 32, 32))
     return _initialised(_network(features, _three_linear(4 * 32, 192, classes), pool=2), "fan_in")
 
 
@@ -243,17 +230,18 @@ def _three_linear(inputs: int, width: int, classes: int) -> nn.Sequential:
     return nn.Sequential(*hidden, nn.Linear(width, classes))
 
 
-def _plain(in_channels: int, widths: Sequence[int | str], *, norm: bool) -> nn.Sequential:
-    """3x3 convolutions of the given widths, each with an optional batch norm and a ReLU; "pool" halves the map."""
-    layers: list[nn.Module] = []
-    for width in widths:
-        if isinstance(width, str):
-            layers.append(nn.MaxPool2d(2))
+def _plain(in_channels: int, layers: Sequence[Layer], *, norm: bool = False) -> nn.Sequential:
+    """Convolutions with padding, each with an optional batch norm and a ReLU; "pool" halves the map."""
+    made: list[nn.Module] = []
+    for layer in layers:
+        if isinstance(layer, str):
+            made.append(nn.MaxPool2d(2))
             continue
-        layers.append(nn.Conv2d(in_channels, width, 3, padding=1))
-        layers += [nn.BatchNorm2d(width), nn.ReLU(inplace=True)] if norm else [nn.ReLU(inplace=True)]
+        width, kernel, stride = layer if isinstance(layer, tuple) else (layer, 3, 1)
+        made.append(nn.Conv2d(in_channels, width, kernel, stride, padding=kernel // 2))
+        made += [nn.BatchNorm2d(width), nn.ReLU(inplace=True)] if norm else [nn.ReLU(inplace=True)]
         in_channels = width
-    return nn.Sequential(*layers)
+    return nn.Sequential(*made)
 
 
 def _initialised(network: nn.Module, mode: Literal["fan_in", "fan_out"] = "fan_out") -> nn.Module:

@@ -27,13 +27,7 @@ class Weights(NamedTuple):
 
 
 def of_torchvision(name: str) -> Weights:
-    """Return torchvision's default ImageNet weights of a network.
-
-    Raises
-    ------
-    CdlibError
-        If there are none.
-    """
+    """Return torchvision's default ImageNet weights of a network; a CdlibError if there are none."""
     import torchvision.models as zoo
 
     chosen = getattr(zoo.get_model_weights(name), "DEFAULT", None)
@@ -43,13 +37,7 @@ def of_torchvision(name: str) -> Weights:
 
 
 def of_timm(name: str) -> Weights:
-    """Return timm's default weights of a network: their file in torch's folder of checkpoints, or timm's own source.
-
-    Raises
-    ------
-    CdlibError
-        If there are none.
-    """
+    """Return timm's default weights of a network, from torch's folder of checkpoints if they lie there, as above."""
     import timm
     from huggingface_hub import hf_hub_url
 
@@ -66,13 +54,7 @@ def of_timm(name: str) -> Weights:
 
 @contextmanager
 def fetching(name: str, weights: Weights) -> Iterator[None]:
-    """Let a library fetch and load weights, with nothing on standard output and no end of waiting for a server.
-
-    Raises
-    ------
-    CdlibError
-        Whatever is raised inside: the file is damaged, or cannot be fetched.
-    """
+    """Let a library fetch and load weights, with nothing on standard output; what it raises becomes a CdlibError."""
     before = socket.getdefaulttimeout()
     socket.setdefaulttimeout(PATIENCE)
     try:

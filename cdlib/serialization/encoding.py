@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from cdlib.errors import CdlibError, check_choice
 from cdlib.graph import ExampleInput, capture
 from cdlib.grouping import check
-from cdlib.pruning.unstructured_pruning import permanent
+from cdlib.pruning import permanent
 from cdlib.pruning.weight_masks import layers_of, magnitudes, put_on
 from cdlib.serialization import sparse_formats as forms
 from cdlib.serialization import state as contents

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from cdlib.errors import CdlibError, check_choice
-from cdlib.pruning.unstructured_pruning import permanent
+from cdlib.pruning import permanent
 from cdlib.serialization.sparse_formats import csr_parts
 from cdlib.text import one_line
 

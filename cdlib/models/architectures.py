@@ -17,7 +17,7 @@ from typing import Literal
 import torch
 from torch import nn
 
-from cdlib.errors import CdlibError, check_share
+from cdlib.errors import CdlibError, check_seed, check_share
 
 # The stem's stride -> (kernel, padding). 4 is the published patch stem; 2 and 1 keep more of a small image.
 STEMS = {4: (4, 0), 2: (3, 1), 1: (3, 1)}
@@ -185,6 +185,7 @@ def reinitialised(model: nn.Module, seed: int, mode: Literal["fan_in", "fan_out"
     ----------
     He et al. (2015), arXiv:1502.01852.
     """
+    check_seed(seed)
     network = copy.deepcopy(model)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
@@ -202,7 +203,7 @@ def set_stem(parent: nn.Module, stem: int, in_channels: int = 3) -> None:
     CdlibError
         `stem` is not 4, 2 or 1.
     """
-    if stem not in STEMS:
+    if stem not in tuple(STEMS):  # also what has no hash
         raise CdlibError(f"stem={stem!r} is not a ConvNeXt stem: give the stride 4, 2 or 1.")
     name, old = next(parent.named_children())
     assert isinstance(old, nn.Conv2d)

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from cdlib.errors import CdlibError, check_share, check_whole, unknown
+from cdlib.errors import CdlibError, check_seed, check_share, check_whole, unknown
 from cdlib.models.architectures import BOOK, set_stem
 from cdlib.models.pretrained import fetching, of_timm, of_torchvision
 from cdlib.text import one_line
@@ -84,6 +84,7 @@ def fresh(name: str, classes: int, channels: int, seed: int) -> nn.Module:
         As `build`.
     """
     given: dict[str, Any] = {"in_channels": channels} if "in_channels" in options(name) else {}
+    check_seed(seed)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         return build(name, classes, **given)
@@ -95,11 +96,10 @@ def _built(name: str, classes: int, pretrained: bool, options: dict[str, Any]) -
     if name in BOOK:
         _check(name, options, _names(BOOK[name], but=("classes",)))
         check_whole("in_channels", options.get("in_channels", 3), 1)
-        fresh = BOOK[name](classes, **options)
-    elif _in_torchvision(name):
-        fresh = _from_torchvision(name, {"num_classes": classes, **options})
+        fresh = _made(lambda name, given: BOOK[name](**given), name, {"classes": classes, **options})
     else:
-        fresh = _from_timm(name, {"num_classes": classes, **options})
+        library = _from_torchvision if _in_torchvision(name) else _from_timm
+        fresh = _made(library, name, {"num_classes": classes, **options})
     return _pretrained(name, fresh, options) if pretrained else fresh
 
 
@@ -145,31 +145,34 @@ def _from_torchvision(name: str, arguments: Mapping[str, Any]) -> nn.Module:
         with torch.device("cpu"):
             model = zoo.get_model(name, **{**defaults, **arguments})
         return model.to(torch.get_default_device())
-    except Exception as error:
-        raise CdlibError(
-            f"torchvision cannot build {name!r} with {_given(arguments)} ({one_line(error)}); "
-            f"its options: {', '.join(options(name)) or 'none'}."
-        ) from error
 
 
 def _from_timm(name: str, arguments: Mapping[str, Any]) -> nn.Module:
     import timm
     from timm.models import ConvNeXt
 
-    short, arguments = _timm_name(name), dict(arguments)
-    stem = arguments.pop("stem", None)
-    if "drop_path" in arguments:
-        check_share("drop_path", arguments["drop_path"])
-        arguments["drop_path_rate"] = arguments.pop("drop_path")
-    try:
-        model = timm.create_model(short, **arguments)
-    except Exception as error:
-        raise CdlibError(f"timm cannot build {short!r} with {_given(arguments)} ({one_line(error)}).") from error
-    if stem is not None:
+    given = {key: value for key, value in arguments.items() if key not in ("stem", "drop_path")}
+    if (rate := arguments.get("drop_path")) is not None:
+        check_share("drop_path", rate)
+        given["drop_path_rate"] = rate
+    model = timm.create_model(_timm_name(name), **given)
+    if (stem := arguments.get("stem")) is not None:
         if not isinstance(model, ConvNeXt) or model.stem[0].stride != (4, 4):
             raise CdlibError(f"{name!r} takes no option 'stem': it is for a ConvNeXt whose stem is a 4x4 patch.")
         set_stem(model.stem, stem)
     return model
+
+
+def _made(make: Callable[[str, Mapping[str, Any]], nn.Module], name: str, arguments: Mapping[str, Any]) -> nn.Module:
+    """Build a network by one of the functions above; whatever they raise becomes a CdlibError."""
+    try:
+        return make(name, arguments)
+    except CdlibError:
+        raise
+    except Exception as error:
+        given = ", ".join(f"{key}={value!r}" for key, value in arguments.items() if key != "weights")
+        known = "" if make is _from_timm else f"; its options: {', '.join(options(name)) or 'none'}"
+        raise CdlibError(f"cannot build {name!r} with {given or 'no options'} ({one_line(error)}){known}.") from error
 
 
 def _pretrained(name: str, fresh: nn.Module, options: Mapping[str, Any]) -> nn.Module:
@@ -184,7 +187,7 @@ def _pretrained(name: str, fresh: nn.Module, options: Mapping[str, Any]) -> nn.M
     else:
         weights, make = of_timm(_timm_name(name)), _from_timm
     with fetching(name, weights):  # `fresh` was built with the same options: nothing else can fail
-        model = make(name, {**weights.arguments, **options})
+        model = _made(make, name, {**weights.arguments, **options})
     shapes = {key: value.shape for key, value in model.named_parameters()}
     for path, module in list(fresh.named_modules()):
         own = {f"{path}.{key}": value.shape for key, value in module.named_parameters(recurse=False)}
@@ -281,7 +284,3 @@ def _check(name: str, options: Iterable[str], taken: list[str]) -> None:
         if option not in taken:
             hint = "" if taken else " It takes none."
             raise CdlibError(f"{name}: {unknown('option', option, taken)}{hint}")
-
-
-def _given(arguments: Mapping[str, Any]) -> str:
-    return ", ".join(f"{key}={value!r}" for key, value in arguments.items() if key != "weights") or "no options"

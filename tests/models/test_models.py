@@ -437,6 +437,11 @@ def test_a_name_that_is_no_text_is_unknown(name: Any) -> None:
         ("resnet_mini", {"classes": 0}, "classes=0"),
         ("resnet_mini", {"classes": 2.0}, "classes=2.0"),
         ("raft_large", {}, "raft_large"),
+        ("convnext_mini", {"stem": []}, "stem=[]"),
+        ("timm:convnext_atto", {"stem": {}}, "stem={}"),
+        ("vgg_mini", {"in_channels": 10**20}, "cannot build 'vgg_mini' with classes=10, in_channels=1000"),
+        ("vgg_mini", {"classes": 10**20}, "cannot build 'vgg_mini' with classes=1000"),
+        ("timm:resnet18", {"classes": 10**20}, "cannot build 'timm:resnet18' with num_classes=1000"),
     ],
 )
 def test_a_wrong_option_is_named(name: str, options: dict[str, object], message: str) -> None:
@@ -565,6 +570,9 @@ def test_weights_are_drawn_anew_for_the_widths_of_now() -> None:
     assert wide[0].weight.eq(7).all()
     assert torch.equal(reinitialised(wide, 3)[0].weight, first.weight)
     assert not torch.equal(reinitialised(wide, 4)[0].weight, first.weight)
+    for seeded in (lambda seed: reinitialised(wide, seed), lambda seed: models.fresh("vgg_mini", 10, 3, seed)):
+        with pytest.raises(CdlibError, match="seed=1844.*: give an integer of at most"):
+            seeded(2**64)
     sent = reinitialised(wide, 3, "fan_out")[2].weight
     assert sent.std().item() == pytest.approx((2 / 500) ** 0.5, rel=0.01)
 

@@ -22,7 +22,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from cdlib import data
-from cdlib.data.image_folder import Arrays
 
 TARGET = 0.9
 
@@ -31,7 +30,7 @@ def noise() -> data.Dataset:
     """Return 50,000 random 3x32x32 images: for speed, they are as good as CIFAR-10's."""
     random = np.random.default_rng(0)
     images, labels = random.integers(0, 256, (50_000, 3, 32, 32), np.uint8), np.arange(50_000) % 10
-    train, test = Arrays(images, labels), Arrays(images[:1000], labels[:1000])
+    train, test = data.Arrays(images, labels), data.Arrays(images[:1000], labels[:1000])
     return data.from_arrays("noise", tuple("0123456789"), train, test, flips=True)
 
 

@@ -5,6 +5,8 @@
 Every network is counted for one image by every tool, in one process and one thread. For each tool the table gives its
 count minus ours, and what it consists of. A difference is explained when its parts, each found apart, add up to it:
 
+All but ours count products of weights alone (the tables of positions of Swin v2), which do not depend on the image.
+
 FlopCounterMode (on the CPU, halved)
     misses fused attention, for which it has no rule on the CPU; on the meta device, where it is not fused, they agree.
 ptflops, backend "pytorch"
@@ -41,8 +43,8 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 import cdlib
-from cdlib.complexity.macs import macs_of
-from cdlib.graph.tracing import capture
+from cdlib.complexity import macs_of, products_of
+from cdlib.graph import capture
 
 SIZES = {"inception_v3": 299, "swin_v2_t": 256, "swin_v2_s": 256, "swin_v2_b": 256}
 INITIALISERS = ("trunc_normal_", "kaiming_normal_", "kaiming_uniform_", "normal_", "xavier_uniform_", "uniform_")
@@ -138,12 +140,14 @@ def parts(model: nn.Module, x: torch.Tensor, macs: int) -> dict[str, Parts]:
     """What each tool adds and misses, found without looking at its total."""
     graph = capture(model, x)
     fused = sum(macs_of(op) for op in graph.ops if "attention" in op.name)
+    alone = {"products of weights alone": sum(map(products_of, graph.ops)) - macs}
     biased = [op for op in graph.ops if (op.name == "convolution" and op.args[2] is not None) or op.name == "addmm"]
     biases = sum(op.outputs[0].numel for op in biased)
     in_modules = [op for op in graph.ops if isinstance(graph.modules[op.module], PRODUCTS)]
     in_attention = [op for op in graph.ops if isinstance(graph.modules[op.module], nn.MultiheadAttention)]
-    outside = macs - sum(map(macs_of, in_modules))
-    attention = sum(map(macs_of, in_attention))
+    inside = sum(map(products_of, in_modules))
+    outside = sum(map(products_of, graph.ops)) - inside
+    attention = sum(map(products_of, in_attention))
     ledger: Counter[str] = Counter()
     with ptflops_ledger(ledger):
         ptflops_count(model, x, "pytorch")
@@ -151,17 +155,18 @@ def parts(model: nn.Module, x: torch.Tensor, macs: int) -> dict[str, Parts]:
     by_attention = ledger.pop("multihead_attention_counter_hook", 0)
     by_matmul = ledger.pop("_matmul_tensor_flops_hook", 0)
     module_biases = sum(op.outputs[0].numel for op in in_modules if op in biased)
-    assert by_modules == macs - outside + module_biases, "ptflops counts modules as we do, but for the bias"
+    assert by_modules == inside + module_biases, "ptflops counts modules as we do, but for the bias"
     return {
-        "torch": {"fused attention": -fused},
-        "aten": {"biases": biases, "fused attention": -fused},
+        "torch": {"fused attention": -fused, **alone},
+        "aten": {"biases": biases, "fused attention": -fused, **alone},
         "ptflops": {
+            **alone,
             "elements": sum(ledger.values()),
             "biases": module_biases,
             "biases, scaling and softmax of attention": by_attention - attention,
             "functional products": by_matmul - (outside - attention),
         },
-        "thop": {"elements": thop_parts(model, x)[1], "products outside modules": -outside},
+        "thop": {"elements": thop_parts(model, x)[1], "products outside modules": -outside, **alone},
     }
 
 
@@ -187,7 +192,7 @@ def row(name: str) -> dict[str, Any]:
     return {
         "network": name,
         "macs": profile.macs,
-        "torch on meta": meta - profile.macs,
+        "torch on meta": meta - profile.macs - reasons["torch"]["products of weights alone"],
         **{tool: counts[tool] - profile.macs for tool in counts},
         "unexplained": [tool for tool in counts if sum(reasons[tool].values()) != counts[tool] - profile.macs],
         "parts": reasons,

@@ -38,6 +38,25 @@ def check_network(model: Any) -> nn.Module:
     return model
 
 
+def check_shapes(model: nn.Module) -> None:
+    """Raise a CdlibError if a parameter or buffer gets its shape only when the network runs, as in `nn.LazyLinear`."""
+    for name, tensor in _named(model):
+        if isinstance(tensor, nn.parameter.UninitializedParameter | nn.parameter.UninitializedBuffer):
+            raise CdlibError(f"{name} has no shape yet: run the network once first.")
+
+
+def check_numbers(model: nn.Module, name: str = "the model") -> None:
+    """Raise a CdlibError if a network has shapes only (`torch.device("meta")`); `name` is what the error calls it."""
+    for path, tensor in _named(model):
+        if tensor.is_meta:
+            raise CdlibError(f"{name} is on the meta device, where {path} has no numbers: load it on another one.")
+
+
+def device_of(model: nn.Module) -> torch.device:
+    """Return where the first parameter or buffer of a model lives; the CPU if it has none, as packed int8 models do."""
+    return next((tensor.device for _, tensor in _named(model)), torch.device("cpu"))
+
+
 def tensors_of(model: nn.Module) -> dict[str, Tensor]:
     """Return the parameters and buffers of a network, the tensors themselves, by name; a shared one once."""
     further = tied(model)
@@ -77,6 +96,22 @@ def sharing(tensors: Mapping[str, Tensor], place: Callable[[Tensor], int]) -> tu
 def bytes_of(tensor: Tensor) -> memoryview:
     """Return the bytes of a tensor on any device, in the order of its indices."""
     return tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data
+
+
+def parts_of(tensor: Tensor) -> list[Tensor]:
+    """Return the tensors that hold the numbers of one: itself, or the values of a sparse one and then its indices."""
+    if tensor.layout == torch.sparse_coo:
+        return [tensor._values(), tensor._indices()]
+    if tensor.layout in (torch.sparse_csr, torch.sparse_bsr):
+        return [tensor.values(), tensor.crow_indices(), tensor.col_indices()]
+    if tensor.layout in (torch.sparse_csc, torch.sparse_bsc):
+        return [tensor.values(), tensor.ccol_indices(), tensor.row_indices()]
+    return [tensor]
+
+
+def bytes_held(tensor: Tensor) -> int:
+    """Return how many bytes the elements of a tensor take, and the indices if it is sparse."""
+    return sum(part.numel() * part.element_size() for part in parts_of(tensor))
 
 
 def mask_name(name: str) -> str | None:

@@ -12,14 +12,19 @@ from cdlib.graph import Op, Value
 
 
 def macs_of(op: Op) -> int:
+    """Return the multiply-accumulates of an operator for a sample: its products, or 0 if it reads weights alone."""
+    return products_of(op) if any(value.kind == "activation" for value in op.outputs) else 0
+
+
+def products_of(op: Op) -> int:
     """Return the multiply-accumulates of an operator; 0 for one that is no convolution, linear or matrix product."""
     rule = MAC_RULES.get(_plain(op))
-    return rule(op) if rule else 0
+    return rule(op) * (3 if op.outputs[0].dtype.is_complex else 1) if rule else 0
 
 
 def weight_of(op: Op) -> Value | None:
     """Return the parameter, or view of one, that a product multiplies with; None if it multiplies activations."""
-    operands = op.args[1:] if _plain(op) in ("addmm", "addmv", "baddbmm", "addbmm") else op.args
+    operands = op.args[1:] if _plain(op) in (*_WITH_SUMMAND, "addbmm") else op.args
     weights = [v for v in operands if isinstance(v, Value) and v.kind == "parameter" and len(v.shape) > 1]
     return weights[-1] if weights else None
 
@@ -32,6 +37,8 @@ def label_of(op: Op) -> str:
         return "attention"
     if "rnn" in op.name:
         return "rnn"
+    if "trilinear" in op.name:
+        return "bilinear"
     return "linear" if "linear" in op.name or weight_of(op) else "matmul"
 
 
@@ -66,6 +73,17 @@ def _matmul(first: int) -> Callable[[Op], int]:
     return rule
 
 
+def _bilinear(op: Op) -> int:
+    """The product of three tensors, broadcast along `expand`, before it is summed over some dimensions."""
+    shapes = []
+    for value, expand in zip(op.args[:3], op.args[3:6], strict=True):
+        shape = list(value.shape)
+        for dim in expand:
+            shape.insert(dim, 1)
+        shapes.append(shape)
+    return prod(max(sizes) for sizes in zip(*shapes, strict=True))
+
+
 def _addbmm(op: Op) -> int:
     b, n, k = op.args[1].shape
     return b * n * k * op.args[2].shape[-1]
@@ -84,11 +102,28 @@ def _recurrent(op: Op) -> int:
     return x.numel // x.shape[-1] * (prod(to_input.shape) + prod(to_hidden.shape))
 
 
+def _cudnn_recurrent(op: Op) -> int:
+    """All layers and directions: every weight matrix at each time step."""
+    x, weights = op.args[:2]
+    return x.numel // x.shape[-1] * sum(weight.numel for weight in weights if len(weight.shape) > 1)
+
+
+def _conv_tbc(op: Op) -> int:
+    return op.outputs[0].numel * prod(op.args[1].shape[:2])
+
+
 def _dot(op: Op) -> int:
     return op.args[0].numel
 
 
 _WITH_FLAG = ("convolution", "_convolution", "convolution_overrideable")  # their seventh argument says "transposed"
+
+_WITH_SUMMAND = ("addmm", "addmv", "baddbmm", "_addmm_activation", "_sparse_addmm", "sspaddmm", "sparse_sampled_addmm")
+_MATRIX = (
+    *("mm", "bmm", "mv", "matmul", "_int_mm", "_scaled_mm", "_grouped_mm", "_weight_int8pack_mm"),
+    *("_sparse_mm_reduce_impl", "_sparse_sparse_matmul", "hspmm"),
+)
+_FUSED = ("flash_attention_for_cpu", "flash_attention", "efficient_attention", "cudnn_attention")
 
 MAC_RULES: dict[str, Callable[[Op], int]] = {
     **dict.fromkeys(_WITH_FLAG, _convolution),
@@ -96,10 +131,14 @@ MAC_RULES: dict[str, Callable[[Op], int]] = {
     **{f"conv_transpose{n}d{dynamic}": _convolution for n in (1, 2, 3) for dynamic in ("", "_dynamic")},
     "deform_conv2d": _convolution,
     **{f"linear{kind}": _linear for kind in ("", "_relu", "_dynamic", "_relu_dynamic", "_dynamic_fp16")},
-    **dict.fromkeys(("mm", "bmm", "mv", "_int_mm", "_scaled_mm", "matmul"), _matmul(0)),
-    **dict.fromkeys(("addmm", "addmv", "baddbmm"), _matmul(1)),
+    "conv_tbc": _conv_tbc,
+    **dict.fromkeys(_MATRIX, _matmul(0)),
+    **dict.fromkeys(_WITH_SUMMAND, _matmul(1)),
     "addbmm": _addbmm,
-    "dot": _dot,
+    "_trilinear": _bilinear,
+    **dict.fromkeys(("dot", "vdot"), _dot),
     "scaled_dot_product_attention": _attention,
+    **{f"_scaled_dot_product_{kernel}": _attention for kernel in _FUSED},
+    "_cudnn_rnn": _cudnn_recurrent,
     "mkldnn_rnn_layer": _recurrent,
 }

@@ -1,35 +1,18 @@
-"""What a network costs: parameters, multiply-accumulates, bytes of weights and of activations, layer by layer.
-
-The counting rule, in one place:
-
-- *params*: elements of `parameters()`, a shared one once, and the weights and biases inside packed int8 modules,
-  which `parameters()` does not show. *weight_bytes*: their bytes. *nonzero_params*: those that differ from zero, after
-  the masks of `torch.nn.utils.prune`.
-- *macs*: multiply-accumulates of convolutions, linear layers and matrix products, attention and functional calls
-  included; a module that is called twice counts twice. Biases, normalisation, activations and pooling count nothing.
-  *flops* = 2 x macs.
-- *activation_bytes*: bytes of the tensors that operators compute from the input and that are read later or returned. A
-  view or an in-place operator makes none; what is computed from weights alone is none.
-- *peak_activation_bytes*: the most bytes of activations, network inputs included, that must be alive at once: each from
-  the operator that makes it to the last one that reads it. It is a floor: workspace inside an operator is not counted,
-  nor what a variable holds on to after its last use.
-
-All are for one sample at inference, whatever the batch size of the example. What runs on the machine is measured by
-`cdlib.report`; this module only counts.
-"""
+"""The complexity of a network, by the counting rule of `cdlib.complexity`."""
 
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
-from itertools import accumulate
+from typing import Any
 
 import pandas as pd
 from torch import nn
 
-from cdlib.complexity.layer_table import COLUMNS, layer_names, layer_table
-from cdlib.graph import Graph
-from cdlib.graph.tracing import ExampleInput, capture
+from cdlib.complexity.layers import COLUMNS, layer_names, layer_table
+from cdlib.complexity.memory import lifetimes, live_bytes
+from cdlib.graph import ExampleInput, capture
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,7 +22,7 @@ class Profile:
     Attributes
     ----------
     params : int
-        Parameters. For this and the other totals, the module's docstring has the counting rule.
+        Parameters. For this and the other totals, `cdlib.complexity` states the counting rule.
     nonzero_params : int or None
         Those that differ from zero; None if the network is on the meta device, whose parameters have no values.
     macs : int
@@ -108,7 +91,13 @@ def in_units(number: int, unit: str = "") -> str:
     return f"{number} {unit}".rstrip()
 
 
-def profile(model: nn.Module, example_input: ExampleInput, *, batch_dim: int | None = 0) -> Profile:
+def profile(
+    model: nn.Module,
+    example_input: ExampleInput,
+    *,
+    kwargs: Mapping[str, Any] | None = None,
+    batch_dim: int | None = 0,
+) -> Profile:
     """Count what `model` costs for one sample of `example_input`.
 
     Parameters
@@ -116,7 +105,10 @@ def profile(model: nn.Module, example_input: ExampleInput, *, batch_dim: int | N
     model : nn.Module
         Any network: float or with packed int8 modules, on any device, the meta device included. Left as it was found.
     example_input : tensor or tuple
-        A tensor, or a tuple of the network's positional arguments. The batch size does not matter.
+        A tensor, or a tuple of the network's positional arguments: tensors, also on the meta device, numbers, None,
+        dictionaries, lists of them. The batch size does not matter.
+    kwargs : dict, optional
+        Its arguments by name, likewise.
     batch_dim : int or None, default 0
         The dimension that counts samples; None if the input has none.
 
@@ -135,10 +127,10 @@ def profile(model: nn.Module, example_input: ExampleInput, *, batch_dim: int | N
     >>> profile(nn.Conv2d(3, 8, 3, padding=1), zeros(1, 3, 32, 32)).macs
     221184
     """
-    graph = capture(model, example_input, batch_dim=batch_dim, autocast=True)
+    graph = capture(model, example_input, kwargs=kwargs, batch_dim=batch_dim, autocast=True)
     names = layer_names(graph)
     lasting = lifetimes(graph)
-    live = _live_bytes(graph, lasting)
+    live = live_bytes(graph, lasting)
     made: Counter[int] = Counter()
     for start, _, size in lasting.values():
         made[start] += size
@@ -158,30 +150,3 @@ def profile(model: nn.Module, example_input: ExampleInput, *, batch_dim: int | N
         timeline=timeline,
         name=type(model).__name__,
     )
-
-
-def lifetimes(graph: Graph) -> dict[int, tuple[int, int, int]]:
-    """Return, for the storage of every activation that is used: first operator, last operator, bytes.
-
-    The network's input lives from the start (-1); what is returned lives to the end.
-    """
-    first: dict[int, tuple[int, int]] = {v.storage: (-1, v.storage_bytes) for v in graph.inputs}
-    last: dict[int, int] = {}
-    for op in graph.ops:
-        for value in op.inputs:
-            last[value.storage] = op.index
-        for value in op.outputs:
-            if value.kind == "activation":
-                first.setdefault(value.storage, (op.index, value.storage_bytes))
-    for value in graph.outputs:
-        last[value.storage] = len(graph.ops) - 1
-    return {storage: (start, last[storage], size) for storage, (start, size) in first.items() if storage in last}
-
-
-def _live_bytes(graph: Graph, lasting: dict[int, tuple[int, int, int]]) -> list[int]:
-    """Return the bytes of activations that must be alive while each operator runs."""
-    change = [0] * (len(graph.ops) + 1)
-    for start, end, size in lasting.values():
-        change[max(start, 0)] += size
-        change[end + 1] -= size
-    return list(accumulate(change))[:-1]

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from cdlib.data.batching import batches, bits, draws
-from cdlib.data.datasets import Dataset, Split, check, fetch, from_arrays, load
+from cdlib.data.batching import batches
+from cdlib.data.datasets import check, fetch, from_arrays, load
 from cdlib.data.image_folder import Arrays
+from cdlib.data.seeds import bits, draws
 from cdlib.data.sources import where
+from cdlib.data.splits import Dataset, Split
 
 __all__ = [
     "Arrays",

@@ -8,16 +8,14 @@ processes changes only who computes which rows. What the images are is `cdlib.da
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from cdlib.data.seeds import draws
+from cdlib.data.splits import Split
 from cdlib.errors import CdlibError, check_seed, check_whole
-
-if TYPE_CHECKING:
-    from cdlib.data.datasets import Split
 
 
 def batches(
@@ -70,15 +68,15 @@ def batches(
         For sizes, seeds and ranks that cannot be used as given.
     """
     check_whole("batch_size", batch_size, 1)
+    check_whole("epoch", epoch, 0)
+    if seed is not None:
+        check_seed(seed)
     if not 0 <= rank < world:
         raise CdlibError(f"rank must be from 0 to world - 1 = {world - 1}, not {rank}.")
     if batch_size % world:
         raise CdlibError(f"batch_size {batch_size} cannot be cut into {world} equal parts; use a multiple of {world}.")
     if augment and seed is None:
         raise CdlibError("augmentation draws random numbers: give batches a seed, or augment=False.")
-    if seed is not None:
-        check_seed(seed)
-        check_whole("epoch", epoch, 0)
     return _generate(split, batch_size, augment, seed, epoch, rank, world, drop_last)
 
 
@@ -97,19 +95,6 @@ def _generate(
             if moves is not None:
                 images = moves.apply(images, index)
             yield images.float().mul_(scale).add_(shift), split.labels[index]
-
-
-def draws(purpose: str, n: int, *seeds: int) -> np.ndarray:
-    """Return `n` random 64-bit words, a pure function of `purpose` and `seeds`.
-
-    The raw output of PCG64 is fixed by NumPy's compatibility policy; permutations and floats made from it are not.
-    """
-    return bits(purpose, *seeds).random_raw(n)
-
-
-def bits(purpose: str, *seeds: int) -> np.random.PCG64:
-    """Return the random source that is a pure function of `purpose` and `seeds`; no two purposes share one."""
-    return np.random.PCG64(np.random.SeedSequence((int.from_bytes(purpose.encode()), *seeds)))
 
 
 class _Moves:

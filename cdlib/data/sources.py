@@ -14,9 +14,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from cdlib.data.batching import draws
 from cdlib.data.image_folder import Arrays, cache_folder, class_names, is_image_folder, read_folder
-from cdlib.errors import CdlibError, check_seed, unknown
+from cdlib.data.seeds import chosen
+from cdlib.errors import CdlibError, unknown
 
 NAMES = ("digits", "cifar10", "cifar100")
 DIGITS_TEST = 0.2
@@ -65,18 +65,6 @@ def where(name: str) -> Path:
     raise unknown("data set", name, [*NAMES, "folder:PATH"])
 
 
-def stratified(labels: np.ndarray, share: float, seed: int, purpose: str) -> np.ndarray:
-    """Return a mask of about `share` of each class, chosen by `seed`; at least one image, and not all."""
-    check_seed(seed, "split_seed")
-    keys = draws(purpose, len(labels), seed)
-    mask = np.zeros(len(labels), bool)
-    for label in np.unique(labels):
-        members = np.flatnonzero(labels == label)
-        count = min(max(1, round(share * len(members))), len(members) - 1) if share else 0
-        mask[members[np.argsort(keys[members], kind="stable")[:count]]] = True
-    return mask
-
-
 def _data_folder() -> Path:
     """Return `$CDLIB_DATA`, which must exist, or the default, which need not."""
     given = os.environ.get("CDLIB_DATA")
@@ -94,7 +82,7 @@ def _digits(split_seed: int) -> Source:
     raw = load_digits()
     images = ((raw.images.astype(np.int64) * 255 + 8) // 16).astype(np.uint8)[:, np.newaxis]
     labels = raw.target.astype(np.int64)
-    test = stratified(labels, DIGITS_TEST, split_seed, "test")
+    test = chosen(labels, DIGITS_TEST, split_seed, "test")
     classes = tuple(str(name) for name in raw.target_names)
     return Source(classes, Arrays(images[~test], labels[~test]), Arrays(images[test], labels[test]), flips=False)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from cdlib.graph.inputs import ExampleInput, Inputs, on_samples, one_sample, repeated
+from cdlib.graph.inputs import ExampleInput, Inputs, one_sample, repeated
 from cdlib.graph.recorder import Recorder
 from cdlib.graph.tracing import capture, in_mode, record, run
 from cdlib.graph.trees import leaves, map_tensors, once, tensors
@@ -22,7 +22,6 @@ __all__ = [
     "leaves",
     "map_tensors",
     "moved_after",
-    "on_samples",
     "once",
     "one_sample",
     "record",

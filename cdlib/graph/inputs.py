@@ -58,6 +58,10 @@ class Inputs:
         inputs = cls(tuple(args), {**(kwargs or {})}, batch_dim)
         if batch_dim is not None and type(batch_dim) is not int:
             raise CdlibError(f"batch_dim={batch_dim!r}: give the number of a dimension of the input, or None.")
+        if any(t.is_nested for t in tensors(inputs)):
+            raise CdlibError(
+                "the input holds a nested tensor, which has no one shape: pass a sample as a plain tensor."
+            )
         first = tensors(inputs)[0]
         if batch_dim is not None and first.dim():
             if not -first.dim() <= batch_dim < first.dim():
@@ -77,31 +81,43 @@ class Inputs:
         args, kwargs = map_tensors(once(function), (self.args, self.kwargs))
         return replace(self, args=args, kwargs=kwargs)
 
+    def to(self, device: torch.device) -> Inputs:
+        """The same on a device, where a tensor that has a shape only becomes zeros."""
+        return self.map(lambda t: torch.zeros_like(t, device=device) if t.is_meta else t.to(device))
+
     def samples(self) -> Iterator[Inputs]:
         """The arguments for each sample alone."""
         for k in range(self.count or 1):
-            yield self._on_samples(partial(torch.narrow, dim=self.batch_dim, start=k, length=1))
+            yield self._take([k])
 
     def one_sample(self) -> Inputs:
         """The arguments for the first sample."""
-        return next(self.samples())
+        return self._take([0])
 
     def repeated(self, samples: int) -> Inputs:
         """The arguments for the first sample several times."""
-        return self.one_sample()._on_samples(lambda t: torch.cat([t] * samples, self.batch_dim or 0))
+        return self._take([0] * samples)
 
     def call(self, model: nn.Module) -> Any:
         """What a network returns for them."""
         return model(*self.args, **self.kwargs)
 
-    def _on_samples(self, change: Callable[[Tensor], Tensor]) -> Inputs:
-        if self.count is None:
-            return self
-        return self.map(lambda t: change(t) if self._counts(t) else t)
+    def _take(self, samples: list[int]) -> Inputs:
+        return self._on_samples(partial(_taken, dim=self.batch_dim or 0, samples=samples))
 
-    def _counts(self, t: Tensor) -> bool:
-        dim = self.batch_dim
-        return dim is not None and -t.dim() <= dim < t.dim() and t.shape[dim] == self.count
+    def _on_samples(self, change: Callable[[Tensor], Tensor]) -> Inputs:
+        dim, count = self.batch_dim, self.count
+        if dim is None or count is None:
+            return self
+        return self.map(lambda t: change(t) if -t.dim() <= dim < t.dim() and t.shape[dim] == count else t)
+
+
+def _taken(t: Tensor, dim: int, samples: list[int]) -> Tensor:
+    """Some samples of a tensor of any layout."""
+    if t.layout == torch.strided:
+        parts = [t.narrow(dim, k, 1) for k in samples]
+        return parts[0] if len(parts) == 1 else torch.cat(parts, dim)
+    return t.to_sparse_coo().index_select(dim, torch.tensor(samples, device=t.device)).to_sparse(layout=t.layout)
 
 
 def one_sample(example_input: ExampleInput, batch_dim: int | None, kwargs: Mapping[str, Any] | None = None) -> Inputs:

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import count
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._C import DisableTorchFunction
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
 from cdlib.graph.inputs import Inputs
 from cdlib.graph.trees import leaves, map_tensors, tensors
 from cdlib.graph.types import Call, Graph, Kind, Op, Value
+from cdlib.torch_state import bytes_held
 
 
 class Recorder(TorchDispatchMode):
@@ -28,6 +31,8 @@ class Recorder(TorchDispatchMode):
         self._keep: list[Tensor] = []
         self._values: dict[int, Value] = {}
         self._storages: dict[int, int] = {}
+        self._memory: dict[int, tuple[int, int]] = {}
+        self._numbers = count()
         self._twins: dict[int, Tensor] = {}
         self._computed: set[int] = set()
         self._seen: dict[Any, Any] = {}
@@ -51,8 +56,9 @@ class Recorder(TorchDispatchMode):
         if len(kwargs_and_output) != 2 and self.graph.failed_in is None:
             self.graph.failed_in = name
         elif len(kwargs_and_output) == 2 and id(module) in self._module_names:
-            given = map_tensors(self.value, (args, kwargs_and_output[0]))
-            output = map_tensors(self.value, kwargs_and_output[1])
+            with DisableTorchFunction():
+                given = map_tensors(self.value, (args, kwargs_and_output[0]))
+                output = map_tensors(self.value, kwargs_and_output[1])
             self.graph.calls.append(Call(name, start, len(self.graph.ops), given, output))
 
     # Tensors.
@@ -74,16 +80,21 @@ class Recorder(TorchDispatchMode):
     def _new(self, t: Tensor, kind: Kind, name: str = "") -> Value:
         if id(t) in self._values:
             return self._values[id(t)]
-        try:
-            key, size = t.untyped_storage()._cdata, t.untyped_storage().nbytes()
-        except (NotImplementedError, RuntimeError):  # sparse and other tensors without a storage
-            key, size = id(t), t.element_size() * t.numel()
-        storage = self._storages.setdefault(key, len(self._storages))
+        key, size = self._memory[id(t)] = _memory(t)
+        storage = self._storages.setdefault(key, next(self._numbers))
         value = Value(len(self.graph.values), tuple(t.shape), t.dtype, storage, size, kind, name)
         self.graph.values.append(value)
         self._values[id(t)] = value
         self._keep.append(t)
         return value
+
+    def _forget_if_resized(self, t: Tensor) -> None:
+        """Take a tensor for a new one if its shape or memory changed since it was seen (`resize_`, `out=`)."""
+        if id(t) in self._values and (tuple(t.shape), *_memory(t)) != (self._values[id(t)].shape, *self._memory[id(t)]):
+            key, size = self._memory[id(t)]
+            if _memory(t)[0] == key and _memory(t)[1] != size:
+                del self._storages[key]
+            del self._values[id(t)]
 
     def _twin(self, t: Tensor) -> Tensor:
         """The meta tensor that stands for a real one, with the same `Value`."""
@@ -93,21 +104,32 @@ class Recorder(TorchDispatchMode):
             twin = self._twins[id(t)] = _to_meta(t)
             value = self.value(t)
             self._values[id(twin)] = value
-            self._storages[twin.untyped_storage()._cdata] = value.storage
+            self._memory[id(twin)] = _memory(twin)
+            self._storages[self._memory[id(twin)][0]] = value.storage
             self._keep.append(twin)
         return self._twins[id(t)]
 
     # Operators.
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        if self.graph.on_meta and any(t.is_meta for t in tensors((args, kwargs))):
+        with DisableTorchFunction():  # the mode that sees attention would see every look at a tensor here
+            return self._dispatch(func, args, kwargs or {})
+
+    def _dispatch(self, func: Any, args: Any, kwargs: Any) -> Any:
+        given = tensors((args, kwargs))
+        if self.graph.on_meta and any(t.is_meta for t in given):
             args, kwargs = map_tensors(self._twin, (args, kwargs))
             kwargs = {k: torch.device("meta") if k == "device" and v is not None else v for k, v in kwargs.items()}
             result = self._shapes_of(func, args, kwargs)
         else:
             result = func(*args, **kwargs)
         self.record(func, args, kwargs, result)
+        if func._schema.is_mutable:
+            for t in given:
+                twin = self._twins.get(id(t), t)
+                if twin.shape != t.shape:
+                    t.resize_(twin.shape)
+                self._values[id(t)] = self._values[id(twin)]
         return result
 
     def _shapes_of(self, func: Any, args: Any, kwargs: Any) -> Any:
@@ -149,7 +171,11 @@ class Recorder(TorchDispatchMode):
         args, kwargs = map_tensors(self.value, (args, kwargs))
         read = {leaf.storage: leaf for leaf in leaves((args, kwargs)) if isinstance(leaf, Value)}
         computed = any(value.kind == "input" or value.storage in self._computed for value in read.values())
-        outputs = tuple(self._output(t, read, "activation" if computed else "constant") for t in tensors(result))
+        returned = tensors(result)
+        if func._schema.is_mutable:
+            for t in returned:
+                self._forget_if_resized(t)
+        outputs = tuple(self._output(t, read, "activation" if computed else "constant") for t in returned)
         module, call = self._stack[-1]
         self.graph.ops.append(Op(len(self.graph.ops), func, module, call, args, kwargs, outputs))
 
@@ -194,5 +220,18 @@ def _key(tree: Any) -> Any:
     return type(tree), tree
 
 
+def _memory(t: Tensor) -> tuple[int, int]:
+    """A number for the memory block behind a tensor, and its size in bytes."""
+    if t.layout == torch.strided:
+        try:
+            return t.untyped_storage()._cdata, t.untyped_storage().nbytes()
+        except (NotImplementedError, RuntimeError):  # tensors of other backends, without a storage
+            pass
+    with _disable_current_modes():
+        return id(t), bytes_held(t)
+
+
 def _to_meta(t: Tensor) -> Tensor:
+    if t.layout != torch.strided:
+        raise NotImplementedError(f"a tensor of layout {t.layout} cannot be run on its shape alone")
     return torch.empty_strided(t.size(), t.stride(), dtype=t.dtype, device="meta")

@@ -21,6 +21,7 @@ from unittest import mock
 
 import torch
 from torch import nn
+from torch._C import DisableTorchFunction
 from torch.nn import functional as F
 from torch.nn.modules.module import (
     _global_forward_hooks,
@@ -29,6 +30,7 @@ from torch.nn.modules.module import (
     register_module_forward_pre_hook,
 )
 from torch.nn.utils.prune import BasePruningMethod
+from torch.overrides import TorchFunctionMode
 
 from cdlib.errors import CdlibError
 from cdlib.graph.inputs import ExampleInput, Inputs, on_samples, one_sample, repeated
@@ -36,7 +38,7 @@ from cdlib.graph.recorder import Recorder
 from cdlib.graph.trees import tensors
 from cdlib.graph.types import Graph
 from cdlib.text import one_line
-from cdlib.torch_state import check_module
+from cdlib.torch_state import check_module, check_shapes
 
 __all__ = ["ExampleInput", "capture", "in_mode", "on_samples", "one_sample", "repeated", "run"]
 
@@ -82,6 +84,7 @@ def capture(
         If the input is no tensor or tuple, or the network raises when it is run.
     """
     model = getattr(check_module(model), "_orig_mod", model)  # torch.compile wraps the network that we want to see
+    check_shapes(model)
     inputs = Inputs.of(example_input, kwargs, batch_dim).one_sample()
     graph, error = record(model, inputs, autocast=autocast)
     if error is not None:
@@ -154,10 +157,9 @@ def _autocast(applies: bool) -> Iterator[None]:
 @contextmanager
 def in_mode(model: nn.Module, recorder: Recorder, training: bool = False) -> Iterator[None]:
     """One mode, no gradients, no rerouting of attention, calls of modules reported; all undone on leaving."""
-    attention = F.scaled_dot_product_attention
-    fast_path = torch.backends.mha.get_fastpath_enabled()
+    attention = _Attention(recorder)
     with ExitStack() as undo:
-        undo.callback(torch.backends.mha.set_fastpath_enabled, fast_path)
+        undo.callback(torch.backends.mha.set_fastpath_enabled, torch.backends.mha.get_fastpath_enabled())
         torch.backends.mha.set_fastpath_enabled(False)
         undo.callback(_snapshot(model))
         devices = {parameter.device for parameter in model.parameters() if parameter.is_cuda}
@@ -170,11 +172,36 @@ def in_mode(model: nn.Module, recorder: Recorder, training: bool = False) -> Ite
         )
         for hook in hooks:
             undo.callback(hook.remove)
-        undo.enter_context(
-            mock.patch.object(F, "scaled_dot_product_attention", lambda *a, **k: recorder.attention(attention, *a, **k))
-        )
+        # PyTorch's own functions, multi-head attention among them, run without the mode that sees all other calls.
+        undo.enter_context(mock.patch.object(F, "scaled_dot_product_attention", attention.called))
+        undo.enter_context(attention)
         undo.enter_context(torch.no_grad())
         yield
+
+
+class _Attention(TorchFunctionMode):
+    """Hands `scaled_dot_product_attention` to a recorder as one operator, by whatever name it is called."""
+
+    def __init__(self, recorder: Recorder) -> None:
+        super().__init__()
+        self._recorder, self._function = recorder, F.scaled_dot_product_attention
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func in _ATTENTION:
+            return self.called(*args, **(kwargs or {}))
+        return func(*args, **(kwargs or {}))
+
+    def called(self, *args: Any, **kwargs: Any) -> Any:
+        """What attention gives."""
+        with DisableTorchFunction():
+            return self._recorder.attention(self._function, *args, **kwargs)
+
+
+_ATTENTION = {
+    F.scaled_dot_product_attention,
+    torch.ops.aten.scaled_dot_product_attention,
+    torch.ops.aten.scaled_dot_product_attention.default,
+}
 
 
 def _snapshot(model: nn.Module) -> Callable[[], None]:

@@ -13,14 +13,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from cdlib.data import Split
-from cdlib.data.batching import batches
+from cdlib.data import Split, batches
 from cdlib.errors import CdlibError, check_choice, check_share
 from cdlib.grouping import Group
 from cdlib.surgery.removal import copied
 from cdlib.text import digest
-from cdlib.torch_state import mask_name, tensors_of
-from cdlib.train.evaluation import device_of, logits_of
+from cdlib.torch_state import device_of, mask_name, tensors_of
+from cdlib.train import logits_of
 
 
 def scores(model: nn.Module, group: Group, by: str = "l2", *, seed: int = 0) -> Tensor:

@@ -22,7 +22,7 @@ from cdlib.grouping import check
 from cdlib.pruning.saliency import generator
 from cdlib.pruning.weight_masks import KINDS, layers_of, magnitudes, masks_of, put_on, take_off
 from cdlib.surgery.removal import copied
-from cdlib.torch_state import check_network
+from cdlib.torch_state import check_network, check_numbers
 
 CRITERIA = ("l1", "random")
 SCOPES = ("local", "global")
@@ -69,7 +69,8 @@ def unstructured(
     ------
     CdlibError
         If an option is out of range, a name matches no layer, a weight is computed (by weight norm, say), shared with
-        another module or not finite, more is masked already than is asked for, or the network cannot be captured.
+        another module, not finite or on the meta device, more is masked already than is asked for, or the network
+        cannot be captured.
     """
     amounts = _checked({"conv": conv, "linear": linear}, by, scope, seed)
     if isinstance(layers, str):
@@ -77,6 +78,7 @@ def unstructured(
     if layers is not None and not (isinstance(layers, Iterable) and (layers := list(layers))):
         raise CdlibError(f"layers={layers!r} names nothing: give a list of names, or leave it out for all layers.")
     check(model, example_input)
+    check_numbers(model)
     called = {call.module for call in capture(model, example_input).calls}
     masked = copied(model)
     put_on(masked, _chosen(masked, called, layers))

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from cdlib.report.comparison import Comparison, compare, table
+from cdlib.report.host import hardware, machine, threads
 from cdlib.report.measurement import QUANTITIES, Measurement, measure
+from cdlib.report.memory import allocator_peak, cpu_peak, file_bytes
 from cdlib.report.significance import MeanDifference, Paired, mcnemar, mean_difference, wilson
-from cdlib.report.timing import allocator_peak, cpu_peak, file_bytes, hardware, latencies, machine
+from cdlib.report.timing import WARM_UP, latencies
 
 __all__ = [
     "QUANTITIES",
+    "WARM_UP",
     "Comparison",
     "MeanDifference",
     "Measurement",
@@ -24,5 +27,6 @@ __all__ = [
     "mean_difference",
     "measure",
     "table",
+    "threads",
     "wilson",
 ]

@@ -1,27 +1,20 @@
-"""The evaluation framework: measure networks under the same conditions, then say what compression changed and what not.
+"""What compression changed and what not: measurements side by side, unless they were not taken alike.
 
-`measure` (of `cdlib.report.measurement`) takes every figure that the book compares. `compare` puts two measurements
-side by side and refuses pairs that were not taken alike; `table` is the table that ends every chapter.
+`compare` is of two, `table` is the table that ends every chapter. `cdlib.plots.comparison` draws what they return.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
 
 from cdlib.complexity import in_units
 from cdlib.errors import CdlibError, unknown
-from cdlib.report.measurement import QUANTITIES, Measurement, measure, shape_text
+from cdlib.report.measurement import QUANTITIES, Measurement, shape_text
 from cdlib.report.significance import Paired, mcnemar
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
-__all__ = ["QUANTITIES", "Comparison", "Measurement", "compare", "measure", "table"]
 
 
 @dataclass(frozen=True, repr=False)
@@ -56,12 +49,6 @@ class Comparison:
         """Return the frame as text in decimal units: columns `before`, `after`, `change`, a row per quantity."""
         rows = {QUANTITIES[str(name)][0]: _texts(str(name), row) for name, row in self.frame.iterrows()}
         return pd.DataFrame.from_dict(rows, orient="index", columns=["before", "after", "change"])
-
-    def figure(self) -> Figure:
-        """Return a figure of each quantity's ratio after/before."""
-        from cdlib import plots
-
-        return plots.comparison(self.frame, self.text(), title=f"{self.before.name} → {self.after.name}")
 
     def __str__(self) -> str:
         lines = [f"{self.before.name} -> {self.after.name}", self.text().to_string(), *self._notes()]

@@ -1,8 +1,7 @@
 """Taking every figure that the book compares of a set of networks, under the same conditions.
 
-What is counted comes from `cdlib.complexity`, what is clocked from `cdlib.report.timing`, what is predicted from
-`cdlib.train.evaluate`. Setting figures side by side is left to `cdlib.report`, which is also where users find
-`measure`.
+What is counted comes from `cdlib.complexity`, what is predicted from `cdlib.train.evaluate`, what is clocked and
+weighed from the modules beside this one.
 """
 
 from __future__ import annotations
@@ -18,10 +17,13 @@ from torch import Tensor, nn
 
 from cdlib.complexity import profile
 from cdlib.errors import CdlibError, unknown
-from cdlib.report import timing as instruments
+from cdlib.graph import ExampleInput, Inputs, tensors
+from cdlib.report import host
+from cdlib.report.memory import allocator_peak, file_bytes
 from cdlib.report.significance import wilson
-from cdlib.torch_state import check_module
-from cdlib.train.evaluation import device_of, evaluate
+from cdlib.report.timing import latencies
+from cdlib.torch_state import check_module, check_shapes, device_of, tensors_of
+from cdlib.train import evaluate
 
 if TYPE_CHECKING:
     from cdlib.data import Split
@@ -59,8 +61,8 @@ class Measurement:
         Share of images classified correctly, 0 to 1.
     correct : Tensor or None
         bool [N]: which images were classified correctly.
-    file_bytes : int
-        The serialised artefact: a given file, else `torch.save` of the state_dict.
+    file_bytes : int or None
+        The serialised artefact: a given file, else `torch.save` of the state_dict; None on the meta device.
     params : int
         Parameters; this and the next four are counted, by the rule of `cdlib.complexity`.
     nonzero_params : int or None
@@ -71,14 +73,14 @@ class Measurement:
         Bytes of the parameters.
     peak_activation_bytes : int
         Most bytes of activations that must be alive at once.
-    latency_p50_ms : float
-        Half of the `runs` forward passes were at most as long.
-    latency_p95_ms : float
+    latency_p50_ms : float or None
+        Half of the `runs` forward passes were at most as long; None on the meta device, where nothing can be run.
+    latency_p95_ms : float or None
         95 % of them were.
     peak_memory_bytes : int or None
         The allocator's peak during a forward pass, weights apart; None on a device that keeps no account.
     runs : int
-        Forward passes timed.
+        Forward passes timed; 0 on the meta device.
     session : str
         The same for all networks whose latencies were interleaved.
     """
@@ -89,14 +91,14 @@ class Measurement:
     machine: str
     accuracy: float | None
     correct: Tensor | None = field(repr=False, compare=False)
-    file_bytes: int
+    file_bytes: int | None
     params: int
     nonzero_params: int | None
     macs: int
     weight_bytes: int
     peak_activation_bytes: int
-    latency_p50_ms: float
-    latency_p95_ms: float
+    latency_p50_ms: float | None
+    latency_p95_ms: float | None
     peak_memory_bytes: int | None
     runs: int
     session: str = field(repr=False, compare=False)
@@ -115,7 +117,9 @@ def measure(
     models: Mapping[str, nn.Module],
     split: Split | None,
     *,
-    example_input: Tensor | tuple[Tensor, ...] | None = None,
+    example_input: ExampleInput | None = None,
+    kwargs: Mapping[str, Any] | None = None,
+    batch_dim: int | None = 0,
     files: Mapping[str, pathlib.Path] | None = None,
     runs: int = 50,
     threads: int | None = None,
@@ -126,11 +130,17 @@ def measure(
     Parameters
     ----------
     models : mapping of str to nn.Module
-        The networks, by the name they get in tables. Left as they were found. Each is measured where its weights are.
+        The networks, by the name they get in tables. Left as they were found. Each is measured where its weights are;
+        on the meta device it is counted only.
     split : Split or None
         Images for the accuracy; None to leave it out.
-    example_input : Tensor or tuple of Tensor, optional
-        What is counted and timed. Default: one image of `split`.
+    example_input : tensor or tuple, optional
+        What is counted (one sample of it) and timed (the whole), as for `cdlib.profile`; a tensor on the meta device
+        stands for zeros. Default: one image of `split`.
+    kwargs : dict, optional
+        The arguments of the networks by name.
+    batch_dim : int or None, default 0
+        The dimension that counts samples; None if there is none.
     files : mapping of str to path, optional
         Artefacts whose size counts as the file's, by network; the others' state_dict is serialised to be sized.
     runs : int, default 50
@@ -150,26 +160,35 @@ def measure(
         If there is nothing to measure, no input, a file is missing, or a network cannot run on the input.
     """
     for name, model in models.items():
-        check_module(model, f"model {name!r}")
-    inputs = _inputs(split, example_input)
+        check_shapes(check_module(model, f"model {name!r}"))
+    if example_input is None:
+        if split is None:
+            raise CdlibError(
+                "neither a split nor an example_input; give at least one to know what to run the networks on."
+            )
+        example_input = () if kwargs else split.input(1)
+    inputs = Inputs.of(example_input, kwargs, batch_dim)
+    shapes = tuple(tuple(t.shape) for t in tensors(inputs))
     sizes = _sizes(models, files or {})
-    with instruments.threads(threads):
+    run = {name: model for name, model in models.items() if not _only_shapes(model)}
+    with host.threads(threads):
         profiles = {name: _profiled(name, model, inputs) for name, model in models.items()}
-        times = instruments.latencies(models, inputs, runs=runs, progress=progress)
+        given: dict[str, Any] = {"example_input": inputs.args, "kwargs": inputs.kwargs}
+        times = {} if models and not run else latencies(run, **given, runs=runs, progress=progress)
         session = uuid.uuid4().hex
         return {
             name: Measurement(
                 name=name,
                 data=None if split is None else _data_name(split),
-                input_shape=_shape(inputs),
-                machine=instruments.machine(device_of(model)),
+                input_shape=shapes[0] if len(shapes) == 1 else shapes,
+                machine=host.machine(device_of(model)),
                 **_predictions(model, split),
                 file_bytes=sizes[name],
                 **profiles[name],
-                latency_p50_ms=float(np.percentile(times[name], 50)),
-                latency_p95_ms=float(np.percentile(times[name], 95)),
-                peak_memory_bytes=instruments.allocator_peak(model, inputs),
-                runs=runs,
+                latency_p50_ms=_percentile(times.get(name), 50),
+                latency_p95_ms=_percentile(times.get(name), 95),
+                peak_memory_bytes=allocator_peak(model, **given) if name in run else None,
+                runs=runs if name in run else 0,
                 session=session,
             )
             for name, model in models.items()
@@ -183,19 +202,12 @@ def shape_text(shape: tuple[Any, ...]) -> str:
     return "x".join(str(part) for part in shape)
 
 
-def _inputs(split: Split | None, example_input: Tensor | tuple[Tensor, ...] | None) -> tuple[Tensor, ...]:
-    if example_input is None:
-        if split is None:
-            raise CdlibError(
-                "neither a split nor an example_input; give at least one to know what to run the networks on."
-            )
-        example_input = split.input(1)
-    return example_input if isinstance(example_input, tuple) else (example_input,)
+def _only_shapes(model: nn.Module) -> bool:
+    return any(tensor.is_meta for tensor in tensors_of(model).values())
 
 
-def _shape(inputs: tuple[Tensor, ...]) -> tuple[Any, ...]:
-    shapes = tuple(tuple(value.shape) for value in inputs)
-    return shapes[0] if len(shapes) == 1 else shapes
+def _percentile(times: np.ndarray | None, share: int) -> float | None:
+    return None if times is None else float(np.percentile(times, share))
 
 
 def _data_name(split: Split) -> str:
@@ -204,23 +216,22 @@ def _data_name(split: Split) -> str:
     return f"{kind}{colon}{'/'.join(path.split('/')[-2:])} {split.fingerprint}"
 
 
-def _sizes(models: Mapping[str, nn.Module], files: Mapping[str, pathlib.Path]) -> dict[str, int]:
+def _sizes(models: Mapping[str, nn.Module], files: Mapping[str, pathlib.Path]) -> dict[str, int | None]:
     """Return each model's file size, after a look whether the files given belong to models and exist."""
     for name, path in files.items():
         if name not in models:
             raise unknown("model", name, models)
         if not pathlib.Path(path).is_file():
             raise CdlibError(f"file of model {name!r} not found: {path}; export it first, or leave it out.")
-    return {
-        name: pathlib.Path(files[name]).stat().st_size if name in files else instruments.file_bytes(model)
-        for name, model in models.items()
-    }
+    given: dict[str, int | None] = {name: pathlib.Path(path).stat().st_size for name, path in files.items()}
+    others = {name: model for name, model in models.items() if name not in files}
+    return given | {name: None if _only_shapes(model) else file_bytes(model) for name, model in others.items()}
 
 
-def _profiled(name: str, model: nn.Module, inputs: tuple[Tensor, ...]) -> dict[str, Any]:
-    device = device_of(model)
+def _profiled(name: str, model: nn.Module, inputs: Inputs) -> dict[str, Any]:
+    local = inputs.to(device_of(model))
     try:
-        totals = profile(model, tuple(value.to(device) for value in inputs)).totals()
+        totals = profile(model, local.args, kwargs=local.kwargs, batch_dim=inputs.batch_dim).totals()
     except CdlibError as error:
         raise CdlibError(f"model {name!r}: {error}") from error
     return {key: value for key, value in totals.items() if key in QUANTITIES}

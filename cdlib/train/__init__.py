@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from cdlib.train.batch_norm import recalibrated
-from cdlib.train.evaluation import Evaluation, checked, device_of, evaluate, evaluating, logits_of
+from cdlib.train.evaluation import Evaluation, checked, evaluate, evaluating, logits_of
 from cdlib.train.fitting import Fit, fit
 from cdlib.train.recipe import Recipe, learning_rate
 
@@ -12,7 +12,6 @@ __all__ = [
     "Fit",
     "Recipe",
     "checked",
-    "device_of",
     "evaluate",
     "evaluating",
     "fit",

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import copy
 
-import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from cdlib.data import Split, batches
 from cdlib.errors import CdlibError
-from cdlib.train.evaluation import device_of, evaluating
+from cdlib.torch_state import device_of
+from cdlib.train.evaluation import evaluating
 
 
 def recalibrated(model: nn.Module, split: Split, *, batch_size: int = 256) -> nn.Module:
@@ -43,7 +43,7 @@ def recalibrated(model: nn.Module, split: Split, *, batch_size: int = 256) -> nn
     network = copy.deepcopy(model).eval()
     norms = [m for m in network.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
     momenta = [norm.momentum for norm in norms]
-    with evaluating(network), torch.no_grad():
+    with evaluating(network):
         for norm in norms:
             norm.reset_running_stats()
             norm.momentum, norm.training = None, True  # a plain mean over all batches

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from cdlib.data import Split
-from cdlib.data.batching import batches
+from cdlib.data import Split, batches
 from cdlib.errors import CdlibError
 from cdlib.text import one_line
+from cdlib.torch_state import check_numbers, device_of
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,12 +60,13 @@ def evaluate(model: nn.Module, split: Split, *, batch_size: int = 1000) -> Evalu
     Raises
     ------
     CdlibError
-        If the split is empty, the model cannot take its images, or has too few outputs for its labels.
+        If the split is empty, the model has no numbers, cannot take the images, or has too few outputs for the labels.
     """
     if not len(split):
         raise CdlibError(f"{split.name} is empty, so there is nothing to evaluate on.")
+    check_numbers(model)
     total, correct = 0.0, []
-    with evaluating(model), torch.no_grad():
+    with evaluating(model):
         for x, y in batches(split.to(device_of(model)), batch_size):
             logits = logits_of(model, x)
             if int(y.max()) >= logits.shape[1]:
@@ -76,26 +77,20 @@ def evaluate(model: nn.Module, split: Split, *, batch_size: int = 1000) -> Evalu
     return Evaluation(hits.double().mean().item(), total / len(split), hits, len(split))
 
 
-def device_of(model: nn.Module) -> torch.device:
-    """Return where the first parameter or buffer of a model lives; the CPU if it has none, as packed int8 models do."""
-    for tensor in (*model.parameters(), *model.buffers()):
-        return tensor.device
-    return torch.device("cpu")
-
-
 @contextlib.contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Put every module of `model` into evaluation mode, and back into the mode each had before.
+def evaluating(*models: nn.Module) -> Iterator[None]:
+    """Run a `with` block without gradients and with every module of `models` in evaluation mode; undone after it.
 
     The flags are set directly, because exported models refuse `eval()`.
     """
-    modes = [(module, module.training) for module in model.modules()]
+    modes = [(module, module.training) for model in models for module in model.modules()]
     try:
         for module, _ in modes:
             module.training = False
-        yield
+        with torch.no_grad():
+            yield
     finally:
-        for module, mode in modes:
+        for module, mode in reversed(modes):
             module.training = mode
 
 

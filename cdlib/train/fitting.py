@@ -1,8 +1,7 @@
-"""Training and evaluation: one loop for a CPU, a GPU and several of them, that can be killed and rerun at any time.
+"""Training: one loop for a CPU, a GPU and several of them, that can be killed and rerun at any time.
 
-`fit` trains a network in place by a `Recipe`; `evaluate` says how good it is, image by image. Start a script with
-`accelerate launch` (on CPUs `torchrun`) to train over several processes. The recipe's words are explained in
-`cdlib.train.recipe`.
+`fit` trains a network in place by a `Recipe`, whose words `cdlib.train.recipe` explains. Start a script with
+`accelerate launch` (on CPUs `torchrun`) to train over several processes.
 """
 
 from __future__ import annotations
@@ -19,11 +18,9 @@ import torch
 from torch import nn
 
 from cdlib.data import Dataset
-from cdlib.train.evaluation import Evaluation, device_of, evaluate
+from cdlib.torch_state import check_numbers, device_of
 from cdlib.train.loop import Run
-from cdlib.train.recipe import Recipe, learning_rate
-
-__all__ = ["Evaluation", "Fit", "Recipe", "evaluate", "fit", "learning_rate"]
+from cdlib.train.recipe import Recipe
 
 
 @dataclass(frozen=True, eq=False)
@@ -110,6 +107,7 @@ def fit(
     """
     from accelerate import Accelerator
 
+    check_numbers(model)
     recipe = recipe or Recipe()
     accelerator = Accelerator(mixed_precision="no")  # the recipe decides about autocast
     home = device_of(model)
@@ -131,11 +129,8 @@ def _reproducible(device: torch.device) -> Iterator[None]:
     if device.type == "cuda":
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     settings: Any = torch.utils.deterministic
-    before, fill, tune = (
-        torch.get_deterministic_debug_mode(),
-        settings.fill_uninitialized_memory,
-        torch.backends.cudnn.benchmark,
-    )
+    before, fill = torch.get_deterministic_debug_mode(), settings.fill_uninitialized_memory
+    tune = torch.backends.cudnn.benchmark
     try:
         torch.set_deterministic_debug_mode("warn")  # use_deterministic_algorithms, without importing the compiler
         settings.fill_uninitialized_memory = False  # slow, and nothing here reads such memory

@@ -12,8 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from cdlib.data import Dataset
-from cdlib.data.batching import batches, bits, draws
+from cdlib.data import Dataset, batches, bits, draws
 from cdlib.errors import CdlibError, check_seed
 from cdlib.torch_state import mask_name, tensors_of
 from cdlib.train import checkpoint as checkpoints
@@ -56,7 +55,7 @@ class Run:
         self.model = model.to(self.device).to(memory_format=layout)
         self.data, self.validation = dataset.train.to(self.device), dataset.validation.to(self.device)
         self.steps = len(self.data) // recipe.batch_size
-        with evaluating(model), torch.no_grad():
+        with evaluating(model):
             outputs = logits_of(model, self.data.input()).shape[1]
         if outputs != len(dataset.classes):
             raise CdlibError(

@@ -239,6 +239,8 @@ def test_a_gpu_makes_the_same_batches() -> None:
         ({"batch_size": 9, "world": 2}, "batch_size 9 cannot be cut into 2 equal parts"),
         ({"batch_size": 8, "augment": True}, "give batches a seed"),
         ({"batch_size": 8, "seed": -1}, "seed=-1: give an integer of at least 0"),
+        ({"batch_size": 8, "seed": 0, "epoch": -1}, "epoch=-1: give"),
+        ({"batch_size": 8, "seed": 2**64}, f"seed={2**64}: give an integer of at most {2**63 - 1}"),
     ],
 )
 def test_batches_refuse_at_once(options: dict, message: str) -> None:
@@ -463,7 +465,12 @@ def test_an_unknown_name_suggests_the_nearest(name: str, near: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("options", "message"), [({"validation": 1.0}, "from 0 to less than 1, not 1.0"), ({"split_seed": -1}, "not -1")]
+    ("options", "message"),
+    [
+        ({"validation": 1.0}, "validation=1.0: give a number from 0 to below 1"),
+        ({"split_seed": -1}, "split_seed=-1: give an integer of at least 0"),
+        ({"split_seed": 2**64}, f"split_seed={2**64}: give an integer of at most"),
+    ],
 )
 def test_bad_split_options(options: dict, message: str) -> None:
     with pytest.raises(CdlibError, match=message):

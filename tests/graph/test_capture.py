@@ -176,6 +176,19 @@ def test_arguments_may_be_nested_and_given_by_name() -> None:
         capture(Named(), {"x": x})  # type: ignore[arg-type]
 
 
+def test_a_tensor_that_is_resized_in_place_is_another_value() -> None:
+    class Resizes(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return torch.mul(x, 2, out=x.new_empty(0)).unsqueeze_(0) + 1
+
+    graph = capture(Resizes(), torch.ones(2, 3))
+    product, wide, add = graph.ops[-3:]
+    assert [op.name for op in graph.ops[-3:]] == ["mul", "unsqueeze_", "add"] and graph.on_meta
+    assert product.kwargs["out"].shape == (0,) and product.outputs[0].shape == (1, 3)
+    assert wide.inputs == product.outputs and add.inputs == wide.outputs and wide.outputs[0].shape == (1, 1, 3)
+    assert wide.outputs[0].storage == product.outputs[0].storage != product.kwargs["out"].storage
+
+
 def test_autocast_around_a_profile_applies_and_around_a_capture_does_not() -> None:
     model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.ReLU(), nn.Conv2d(4, 5, 1))
     x = torch.zeros(1, 3, 8, 8)

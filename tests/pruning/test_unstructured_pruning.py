@@ -371,6 +371,11 @@ def test_bad_schedules(options: dict[str, Any], message: str) -> None:
         Gradual(**{"model": masked, **options})
 
 
+def test_weights_without_numbers_have_no_magnitudes() -> None:
+    with pytest.raises(CdlibError, match="the model is on the meta device, where 0.weight has no numbers"):
+        unstructured(nn.Sequential(nn.Conv2d(3, 4, 1)).to("meta"), torch.zeros(1, 3, 4, 4, device="meta"), 0.5, 0)
+
+
 def test_a_text_is_no_network() -> None:
     with pytest.raises(CdlibError, match="model is 'str'"):
         permanent("network")  # type: ignore[arg-type]

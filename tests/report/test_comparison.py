@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from cdlib import data, report
 from cdlib.errors import CdlibError
-from cdlib.report import timing as instruments
+from cdlib.report import measurement
 
 COUNTS = ("params", "nonzero_params", "macs", "weight_bytes", "peak_activation_bytes")
 
@@ -84,7 +84,7 @@ def test_each_accuracy_is_that_of_the_networks_own_answers(
 def test_percentiles_are_over_the_runs(dense: nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:
     import numpy as np
 
-    monkeypatch.setattr(instruments, "latencies", lambda *_, **__: {"dense": np.arange(1.0, 102.0)})
+    monkeypatch.setattr(measurement, "latencies", lambda *_, **__: {"dense": np.arange(1.0, 102.0)})
     result = report.measure({"dense": dense}, None, example_input=torch.zeros(1, 1, 8, 8))["dense"]
     assert (result.latency_p50_ms, result.latency_p95_ms) == (51.0, 96.0)
 
@@ -187,6 +187,55 @@ def test_a_network_of_several_inputs() -> None:
     assert "input 1x4, 1x4" in str(report.compare(result, result))
 
 
+class Nested(nn.Module):
+    """A tensor in a dictionary, a number, None, and a list by name."""
+
+    def __init__(self, **kind: Any) -> None:
+        super().__init__()
+        self.linear = nn.Linear(4, 3, **kind)
+
+    def forward(self, x: dict[str, Tensor], scale: float, nothing: None, *, shift: list[Any]) -> Tensor:
+        assert nothing is None
+        return self.linear(x["x"]) * scale + shift[0][1]
+
+
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+def test_measures_whatever_profile_takes(device: str) -> None:
+    """Nests, arguments by name, and inputs without numbers, which are measured as zeros."""
+    x, shift = torch.ones(2, 4, device=device), torch.ones(2, 3, device=device)
+    given = {"example_input": ({"x": x}, 2.0, None), "kwargs": {"shift": [(1, shift)]}}
+    result = report.measure({"nested": Nested()}, None, **given, runs=2)["nested"]
+    assert (result.params, result.macs, result.runs) == (15, 12, 2) and result.input_shape == ((2, 4), (2, 3))
+    assert result.latency_p50_ms is not None and result.peak_memory_bytes is not None
+    assert result.peak_memory_bytes >= 4 * (8 + 6 + 6)
+    only = report.measure({"sum": Sum()}, None, example_input=(), kwargs={"one": x, "other": x}, runs=1)["sum"]
+    assert only.macs == 8
+    lstm = report.measure({"lstm": nn.LSTM(5, 7)}, None, example_input=torch.ones(11, 3, 5), batch_dim=1, runs=1)
+    assert lstm["lstm"].macs == 11 * 4 * 7 * (5 + 7)
+
+
+def test_a_network_without_numbers_is_counted_only(split: data.Split, dense: nn.Module) -> None:
+    x = torch.zeros(1, 1, 8, 8)
+    hollow = copy.deepcopy(dense).to("meta")
+    result = report.measure({"hollow": hollow, "dense": dense}, None, example_input=x, runs=2)
+    found, full = result["hollow"], result["dense"]
+    assert (found.params, found.macs, found.weight_bytes) == (full.params, full.macs, full.weight_bytes)
+    assert found.peak_activation_bytes == full.peak_activation_bytes and found.runs == 0
+    unknown = (found.nonzero_params, found.file_bytes, found.latency_p50_ms, found.latency_p95_ms)
+    assert unknown == (None,) * 4 and found.peak_memory_bytes is None and "meta" in found.machine
+    comparison = report.compare(found, found)
+    assert list(comparison.frame.index) == ["params", "macs", "weight_bytes", "peak_activation_bytes"]
+    assert "p50 (ms)" not in report.table({"hollow": found}) and "0 runs" in str(comparison)
+    with pytest.raises(CdlibError, match="machines or threads"):
+        report.compare(found, full)
+    with pytest.raises(CdlibError, match="the model is on the meta device, where 0.weight has no numbers"):
+        report.measure({"hollow": hollow}, split)
+    with pytest.raises(CdlibError, match="model 'a' is on the meta device"):
+        report.latencies({"a": hollow}, x)
+    with pytest.raises(CdlibError, match="the model is on the meta device"):
+        report.allocator_peak(hollow, x)
+
+
 def test_measuring_changes_nothing(split: data.Split) -> None:
     model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.Dropout(), nn.Flatten(), nn.Linear(144, 10))
     model.train()
@@ -264,7 +313,7 @@ def test_a_given_file_is_what_is_weighed(dense: nn.Module, tmp_path: Path) -> No
     x = torch.zeros(1, 1, 8, 8)
     result = report.measure({"a": dense, "b": dense}, None, example_input=x, files={"a": artefact}, runs=1)
     assert result["a"].file_bytes == 1234
-    assert result["b"].file_bytes == instruments.file_bytes(dense)
+    assert result["b"].file_bytes == report.file_bytes(dense)
 
 
 @pytest.mark.parametrize(
@@ -273,7 +322,9 @@ def test_a_given_file_is_what_is_weighed(dense: nn.Module, tmp_path: Path) -> No
         ({"a": network()}, {"example_input": None}, "neither a split nor an example_input"),
         ({}, {}, "nothing to time: 0 models"),
         ({"a": network()}, {"runs": 0}, "and 0 runs"),
-        ({"a": network()}, {"threads": 0}, "threads is 0"),
+        ({"a": nn.LazyLinear(3)}, {}, "weight has no shape yet: run the network once"),
+        ({"a": network()}, {"kwargs": [1]}, "kwargs is 'list'; pass a dict"),
+        ({"a": network()}, {"threads": 0}, "threads=0: give an integer of at least 1"),
         ({"a": "resnet18"}, {}, "model 'a' is 'str', not a torch.nn.Module"),
         ({"a": network()}, {"example_input": torch.zeros(1, 3, 8, 8)}, "model 'a': "),
         ({"a": network()}, {"files": {"a": Path("missing.pt")}}, "file of model 'a' not found: missing.pt"),

@@ -599,6 +599,11 @@ def test_evaluate_refuses_what_it_cannot_judge() -> None:
     dataset = data.load("digits", validation=0)
     with pytest.raises(CdlibError, match="has 7 outputs, but digits/test has label 9"):
         evaluate(nn.Sequential(nn.Flatten(), nn.Linear(64, 7)), dataset.test)
+    with torch.device("meta"):
+        hollow = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
+    for use in (lambda: evaluate(hollow, dataset.test), lambda: quiet_fit(hollow, Recipe(epochs=1))):
+        with pytest.raises(CdlibError, match="the model is on the meta device, where 1.weight has no numbers"):
+            use()
     with pytest.raises(CdlibError, match="digits/validation is empty"):
         evaluate(plain_net(), dataset.validation)
 

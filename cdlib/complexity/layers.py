@@ -1,4 +1,4 @@
-"""The table behind `cdlib.complexity`: which layer an operator belongs to, and what every layer adds up to."""
+"""The layers of a network: which one an operator belongs to, and what every one adds up to."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from cdlib.complexity.macs import label_of, macs_of, weight_of
 from cdlib.errors import CdlibError
 from cdlib.graph import Graph, Op
-from cdlib.torch_state import mask_name
+from cdlib.torch_state import bytes_held, mask_name, parts_of, tied
 
 COLUMNS = (
     "params",
@@ -85,12 +85,13 @@ def layer_table(
             row["activation_bytes"] += made.get(op.index, 0)
             row["peak_activation_bytes"] = max(row["peak_activation_bytes"], live[op.index])
     layer_of = _layers_of_parameters(graph, names)
+    further = tied(model)
     for name, weight in [*model.named_parameters(), *_packed(graph)]:
         layer = layer_of.get(name, name.rpartition(".")[0])
         row = rows.setdefault(layer, _empty_row(layer, graph, None))
         row["params"] += weight.numel()
-        row["nonzero_params"] += _nonzero(_masked(graph, name, weight))
-        row["weight_bytes"] += weight.numel() * weight.element_size()
+        row["nonzero_params"] += _nonzero(graph, weight, [name, *(n for n, first in further.items() if first == name)])
+        row["weight_bytes"] += bytes_held(weight)
     for row in rows.values():
         row["flops"] = 2 * row["macs"]
     frame = pd.DataFrame(list(rows.values()), columns=["layer", "kind", "output_shape", *COLUMNS])
@@ -115,17 +116,16 @@ def _layers_of_parameters(graph: Graph, names: list[str]) -> dict[str, str]:
     return layer_of
 
 
-def _masked(graph: Graph, name: str, weight: Tensor) -> Tensor:
-    """Return what the network computes with where `torch.nn.utils.prune` keeps a mask beside a parameter."""
-    owner, _, own = name.rpartition(".")
-    mask = getattr(graph.modules.get(owner), mask_name(own) or "", None)
-    return weight * mask if isinstance(mask, Tensor) else weight
-
-
-def _nonzero(weight: Tensor) -> int:
+def _nonzero(graph: Graph, weight: Tensor, names: list[str]) -> int:
+    """Count the elements that are not zero and that some module uses: one that `torch.nn.utils.prune` did not mask."""
     if weight.is_meta:
         return 0
-    return int(torch.count_nonzero(weight.dequantize() if weight.is_quantized else weight))
+    values = parts_of(weight.dequantize() if weight.is_quantized else weight)[0]
+    owners = [(graph.modules.get(owner), mask_name(own)) for owner, _, own in (name.rpartition(".") for name in names)]
+    masks = [mask for owner, name in owners if isinstance(mask := getattr(owner, name or "", None), Tensor)]
+    if len(masks) == len(names):
+        values = values * torch.stack(masks).any(0)
+    return int(torch.count_nonzero(values))
 
 
 def _packed(graph: Graph) -> list[tuple[str, Tensor]]:

@@ -1,0 +1,94 @@
+"""A data set in memory: its splits, each a tensor of images and one of labels."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from cdlib.errors import CdlibError
+from cdlib.text import digest
+
+
+@dataclass(frozen=True, eq=False)
+class Split:
+    """One part of a data set.
+
+    Attributes
+    ----------
+    name : str
+        For example "digits/test".
+    images : Tensor, uint8 [N, C, H, W]
+    labels : Tensor, int64 [N]
+    mean : tuple of float
+        Per channel, of the pixels of the *training* split, in units of 0..1: what batches are normalised with.
+    std : tuple of float
+        Their standard deviation, likewise.
+    flips : bool
+        Whether a mirrored image is as good an image: true of natural images, not of digits.
+    fingerprint : str
+        First 16 hex digits of the SHA-256 of images and labels.
+    """
+
+    name: str
+    images: Tensor
+    labels: Tensor
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    flips: bool
+    fingerprint: str
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def to(self, device: torch.device | str) -> Split:
+        """Return the split on `device`; the split itself if it is there already."""
+        return replace(self, images=self.images.to(device), labels=self.labels.to(device))
+
+    def affine(self) -> tuple[Tensor, Tensor]:
+        """Return scale and shift, float32 [C, 1, 1]: an image times scale plus shift is normalised."""
+        mean, std = (torch.tensor(v, dtype=torch.float64).view(-1, 1, 1) for v in (self.mean, self.std))
+        device = self.images.device
+        return (1 / (255 * std)).float().to(device), (-mean / std).float().to(device)
+
+    def input(self, n: int = 1) -> Tensor:
+        """Return the first `n` images, normalised: float32 [n, C, H, W], an example input for a network."""
+        if not 1 <= n <= len(self):
+            raise CdlibError(f"{self.name} has {len(self)} images; ask for 1 to {len(self)} of them, not {n}.")
+        scale, shift = self.affine()
+        return self.images[:n].float().mul_(scale).add_(shift)
+
+
+@dataclass(frozen=True, eq=False)
+class Dataset:
+    """A data set: its classes, in the order of the labels, and its three splits.
+
+    Attributes
+    ----------
+    name : str
+    classes : tuple of str
+    train : Split
+        What networks learn from.
+    validation : Split
+        What choices are made on; empty if it was loaded with `validation=0`.
+    test : Split
+        What results are measured on. The three are disjoint.
+    """
+
+    name: str
+    classes: tuple[str, ...]
+    train: Split
+    validation: Split
+    test: Split
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Channels, height and width of an image."""
+        channels, height, width = self.train.images.shape[1:]
+        return channels, height, width
+
+    @property
+    def fingerprint(self) -> str:
+        """First 16 hex digits of a SHA-256 over all images and labels and the way they are split."""
+        return digest(s.fingerprint for s in (self.train, self.validation, self.test))[:16]

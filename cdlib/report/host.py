@@ -1,0 +1,65 @@
+"""The machine that measures: what it is, and how many threads it uses."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import os
+import pathlib
+import platform
+import subprocess
+from collections.abc import Iterator
+
+import torch
+
+from cdlib.errors import check_whole
+
+
+def hardware() -> dict[str, str | int | None]:
+    """Return what the machine is: `cpu` (model name), `cores` (logical), `gpu` (name or None), `threads` (torch's)."""
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
+    return {"cpu": _cpu_name(), "cores": os.cpu_count(), "gpu": gpu, "threads": torch.get_num_threads()}
+
+
+def machine(device: torch.device | str = "cpu") -> str:
+    """Return one line that tells apart what may not be compared: the device's name, the cores and torch's threads."""
+    parts = [f"{_cpu_name()}, {os.cpu_count()} cores", f"{torch.get_num_threads()} torch thread(s)"]
+    if torch.device(device).type == "cuda":
+        parts.insert(0, torch.cuda.get_device_name(device))
+    elif torch.device(device).type != "cpu":
+        parts.insert(0, str(device))
+    return ", ".join(parts)
+
+
+@contextlib.contextmanager
+def threads(count: int | None) -> Iterator[None]:
+    """Run a `with` block on `count` torch threads (None: as it is), and restore the setting after it.
+
+    Raises
+    ------
+    CdlibError
+        If `count` is less than 1.
+    """
+    if count is not None:
+        check_whole("threads", count, 1)
+    before = torch.get_num_threads()
+    try:
+        if count is not None:
+            torch.set_num_threads(count)
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+@functools.cache
+def _cpu_name() -> str:
+    """Return the CPU's model name as the operating system gives it, else the architecture."""
+    with contextlib.suppress(OSError):
+        for line in pathlib.Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+            if line.lower().startswith("model name"):
+                return line.partition(":")[2].strip()
+    if platform.system() == "Darwin":
+        with contextlib.suppress(OSError, subprocess.SubprocessError):
+            ask = ["sysctl", "-n", "machdep.cpu.brand_string"]
+            return subprocess.run(ask, capture_output=True, text=True, check=True).stdout.strip()
+    return platform.processor() or platform.machine()

@@ -14,13 +14,7 @@ class CdlibError(ValueError):
 
 
 def check_choice(kind: str, value: object, choices: Iterable[str]) -> None:
-    """Raise unless a value, of any type, is one of the texts that are known.
-
-    Raises
-    ------
-    CdlibError
-        That of `unknown`.
-    """
+    """Raise the error of `unknown` unless a value, of any type, is one of the texts that are known."""
     known = list(choices)
     if not isinstance(value, str) or value not in known:
         raise unknown(kind, value, known)

@@ -12,26 +12,14 @@ from cdlib.errors import CdlibError
 
 
 def check_module(model: Any, name: str = "model") -> nn.Module:
-    """Return a network that is one, compiled or not; `name` is what the error calls it.
-
-    Raises
-    ------
-    CdlibError
-        For anything else.
-    """
+    """Return a network, compiled or not; a CdlibError, in which it is called `name`, for anything else."""
     if not isinstance(model, nn.Module):
         raise CdlibError(f"{name} is {type(model).__name__!r}, not a torch.nn.Module; pass the network itself.")
     return model
 
 
 def check_network(model: Any) -> nn.Module:
-    """Return a network that is one, and not compiled into another.
-
-    Raises
-    ------
-    CdlibError
-        For anything else.
-    """
+    """Return a network that is one, and not compiled into another; a CdlibError for anything else."""
     scripted = any(isinstance(m, torch.jit.ScriptModule) for m in check_module(model).modules())
     if scripted or hasattr(model, "_orig_mod"):
         raise CdlibError(f"{type(model).__name__} is compiled: pass the Python network that it was made from.")

@@ -16,10 +16,7 @@ from cdlib.errors import CdlibError
 def sample(text: str) -> Tensor:
     """Return one sample of zeros, float32 [1, ...], of a shape like ``3x32x32``.
 
-    Raises
-    ------
-    CdlibError
-        If it is no shape, or too large to be held.
+    A CdlibError if it is no shape, or too large to be held.
     """
     if not re.fullmatch(r"[1-9]\d*([x×,][1-9]\d*)*", text.lower()):
         raise CdlibError(f"--input {text!r} is not a shape: give positive sizes such as 3x32x32, without the batch.")
@@ -32,10 +29,7 @@ def sample(text: str) -> Tensor:
 def pairs(option: str, texts: Iterable[str] | None) -> dict[str, str]:
     """Return the ``name=value`` texts that were given to an option as a mapping.
 
-    Raises
-    ------
-    CdlibError
-        If one of them is none, or a name is given twice.
+    A CdlibError if one of them is none, or a name is given twice.
     """
     found: dict[str, str] = {}
     for text in texts or ():

@@ -31,10 +31,7 @@ def network(
 ) -> tuple[nn.Module, Tensor]:
     """Return the network that a user named, and one sample of zeros for it.
 
-    Raises
-    ------
-    CdlibError
-        If one of them cannot be had, or something is given twice.
+    A CdlibError if one of them cannot be had, or something is given twice.
     """
     if is_saved(model) and (classes is not None or settings or weights is not None):
         raise CdlibError(f"{model} says itself what its network is: leave out --classes, --option and --weights.")
@@ -45,10 +42,7 @@ def network(
 def sample(shape: str | None, files: list[Path]) -> Tensor:
     """Return one sample of zeros of a shape or, without it, what the first saved network that was cut ran on.
 
-    Raises
-    ------
-    CdlibError
-        If it is no shape, or the saved network takes something else than one tensor.
+    A CdlibError if it is no shape, or the saved network takes something else than one tensor.
     """
     from torch import Tensor
 

@@ -46,10 +46,7 @@ def is_image_folder(root: Path) -> bool:
 def class_names(root: Path) -> tuple[str, ...]:
     """Return the classes of an image folder, sorted: the names of the folders in `train/`, which `test/` must share.
 
-    Raises
-    ------
-    CdlibError
-        If `train/` or `test/` is missing, holds no folders, or if their classes differ.
+    A CdlibError if `train/` or `test/` is missing, holds no folders, or if their classes differ.
     """
     if not is_image_folder(root):
         raise CdlibError(f"{root} is not an image folder: it needs train/ and test/, each with a folder per class.")
@@ -66,13 +63,9 @@ def read_folder(root: Path) -> tuple[tuple[str, ...], Arrays, Arrays]:
     """Return the classes, the training images and the test images of an image folder.
 
     Images are RGB, unless every one of them is grey: then they have one channel. Alpha channels are dropped. Files
-    whose suffix is not in `SUFFIXES`, and hidden ones, are passed over. All images must fit in memory.
-
-    Raises
-    ------
-    CdlibError
-        If classes are missing, empty or differ; if a file cannot be read, differs in size from the first one, or is
-        of a kind that does not fit 8 bits (the file is named).
+    whose suffix is not in `SUFFIXES`, and hidden ones, are passed over. All images must fit in memory. A CdlibError if
+    classes are missing, empty or differ; if a file cannot be read, differs in size from the first one, or is of a kind
+    that does not fit 8 bits (the file is named).
     """
     root = root.expanduser().resolve()
     classes = class_names(root)

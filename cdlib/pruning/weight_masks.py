@@ -45,10 +45,7 @@ def layers_of(model: nn.Module, called: Container[str] | None = None) -> dict[st
 def put_on(model: nn.Module, layers: Mapping[str, Any]) -> None:
     """Give those of a network's layers that have no mask of their weight one, in place, which masks nothing.
 
-    Raises
-    ------
-    CdlibError
-        If the weight of a layer is computed from other tensors, or is a parameter of another module too.
+    A CdlibError if the weight of a layer is computed from other tensors, or is a parameter of another module too.
     """
     uses = Counter(id(parameter) for module in model.modules() for parameter in module._parameters.values())
     for name, layer in layers.items():
@@ -105,10 +102,7 @@ def take_off(model: nn.Module) -> None:
 def magnitudes(name: str, layer: Any) -> Tensor:
     """Return the absolute values of a layer's weight that has a mask, in float32 or wider; masked ones count as others.
 
-    Raises
-    ------
-    CdlibError
-        If some are not finite, or have no values.
+    A CdlibError if some are not finite, or have no values.
     """
     weight = layer.weight_orig.detach()
     if weight.is_meta or not bool(weight.isfinite().all()):

@@ -80,10 +80,7 @@ def write(file: Path, description: Mapping[str, Any], tensors: Mapping[str, Tens
 def read(file: Path, *, tensors: bool = True) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """Return what a file says and, if wanted, its tensors on the CPU; these are compared with the digest.
 
-    Raises
-    ------
-    CdlibError
-        If it is missing, damaged, altered, of another version, or was not made by `write`.
+    A CdlibError if it is missing, damaged, altered, of another version, or was not made by `write`.
     """
     from safetensors import SafetensorError, safe_open
 
@@ -111,13 +108,7 @@ def digest_of(description: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> 
 
 
 def check_types(tensors: Iterable[Tensor]) -> None:
-    """Raise if the safetensors format does not keep the type of a tensor.
-
-    Raises
-    ------
-    CdlibError
-        For types such as complex128.
-    """
+    """Raise a CdlibError if the safetensors format does not keep the type of a tensor, such as complex128."""
     from safetensors import SafetensorError
     from safetensors.torch import load, save
 

@@ -80,13 +80,7 @@ def packed(tensor: Tensor) -> Tensor:
 
 
 def check_slices(model: nn.Module, slices: Mapping[tuple[str, int], Ids]) -> None:
-    """Raise if a network has no such slices.
-
-    Raises
-    ------
-    CdlibError
-        For a tensor, dimension or index that it lacks.
-    """
+    """Raise a CdlibError if a network lacks a tensor, dimension or index of these slices."""
     held = tensors_of(model)
     for (name, dim), ids in slices.items():
         if name not in held or not 0 <= dim < held[name].dim():
@@ -98,13 +92,9 @@ def check_slices(model: nn.Module, slices: Mapping[tuple[str, int], Ids]) -> Non
 def check_fit(model: nn.Module, tensors: Mapping[str, Tensor], ties: Mapping[str, str], caches: list[str]) -> None:
     """Raise if tensors read from a file are not those of a network.
 
-    Buffers that a state dict leaves out may be missing on either side and may have another shape: they are caches.
-
-    Raises
-    ------
-    CdlibError
-        For a missing or superfluous tensor, another shape, a floating type instead of another or the other way round,
-        or if the network does not share parameters as the saved one did.
+    Buffers that a state dict leaves out may be missing on either side and may have another shape: they are caches. A
+    CdlibError for a missing or superfluous tensor, another shape, a floating type instead of another or the other way
+    round, or if the network does not share parameters as the saved one did.
     """
     held, loose = tensors_of(model), temporary(model) | set(caches)
     if (own := tied(model)) != dict(ties):

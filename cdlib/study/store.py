@@ -92,10 +92,7 @@ def find(experiment: str, parameters: Mapping[str, Any], seed: int, results: Pat
 def read(path: Path) -> Record:
     """Return the record in a file.
 
-    Raises
-    ------
-    CdlibError
-        If the file cannot be read, is no whole record, or does not belong under its name.
+    A CdlibError if the file cannot be read, is no whole record, or does not belong under its name.
     """
     try:
         record = json.loads(path.read_text(encoding="utf-8"), parse_constant=_no_constant)

@@ -42,10 +42,7 @@ def identity(model: nn.Module, dataset: Dataset, recipe: Recipe, seed: int) -> d
 def prepare(path: Path) -> None:
     """Make the folder of a checkpoint, see that it can be written, and clear what a killed writer left in it.
 
-    Raises
-    ------
-    CdlibError
-        If the folder cannot be made or written.
+    A CdlibError if the folder cannot be made or written.
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -93,10 +93,7 @@ class Recipe:
     def changed(self, given: Mapping[str, Any]) -> Recipe:
         """Return the recipe with other values of some fields, which may come from a record.
 
-        Raises
-        ------
-        CdlibError
-            If there is no such field, or as the class for a value.
+        A CdlibError if there is no such field, or as the class for a value.
         """
         for name in given:
             check_choice("field of a recipe:", name, [field.name for field in fields(self)])
@@ -120,13 +117,7 @@ def learning_rate(recipe: Recipe, step: int, steps_per_epoch: int) -> float:
 
 
 def optimizer(recipe: Recipe, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
-    """Return the recipe's optimizer over those of `parameters` that require gradients.
-
-    Raises
-    ------
-    CdlibError
-        If none does.
-    """
+    """Return the recipe's optimizer over those of `parameters` that require gradients; a CdlibError if none does."""
     trained = [p for p in parameters if p.requires_grad]
     if not trained:
         raise CdlibError("no parameter of the model requires a gradient, so there is nothing to train.")

@@ -77,10 +77,7 @@ class GroupSparse(torch.optim.Optimizer):
     def drop(self) -> dict[str, list[int]]:
         """Return the units that are zero for good, by group: for `cdlib.remove`.
 
-        Raises
-        ------
-        CdlibError
-            If they are not zero: gradients were no finite numbers, or weights were changed by something else.
+        A CdlibError if they are not zero: gradients were no finite numbers, or weights were changed by something else.
         """
         if wrong := self.units.named(self.zero & (self.units.lengths() != 0)):
             raise CdlibError(
@@ -137,13 +134,7 @@ class GroupSparse(torch.optim.Optimizer):
         return {**self.base.state_dict(), "group_sparse": own}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on from a state, bit for bit.
-
-        Raises
-        ------
-        CdlibError
-            If it is of another kind of optimizer, network or options.
-        """
+        """Go on from a state, bit for bit; a CdlibError if it is of another kind of optimizer, network or options."""
         rest = dict(state_dict) if isinstance(state_dict, Mapping) else {}
         own = rest.pop("group_sparse", None)
         state = own if isinstance(own, dict) else {}

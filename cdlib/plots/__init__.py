@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from cdlib.plots.book_style import COLOURS, LINES, MARKERS, WIDTH, style
 from cdlib.plots.columns import strips
-from cdlib.plots.figures import COLOURS, LINES, MARKERS, WIDTH, bubbles, comparison, groups, style, timeline
+from cdlib.plots.figures import bubbles, comparison, timeline
+from cdlib.plots.group_drawing import groups
 from cdlib.plots.point_labels import label_points
 
 __all__ = [

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from cdlib.errors import CdlibError
-from cdlib.plots.figures import COLOURS, MARKERS
+from cdlib.plots.book_style import COLOURS, MARKERS
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

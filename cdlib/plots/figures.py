@@ -1,13 +1,10 @@
-"""The figures that several chapters share, and the one style of all of the book's figures.
+"""The figures of profiles and comparisons that several chapters share.
 
-A figure has a white ground, which a dark page shows as a card; is legible at a phone's width, in grey and to the
-colour-blind (every series has a marker and a line style of its own, besides its colour); and is drawn as vectors. A
-chapter's one-off figures stay in the chapter. Nothing here shows a figure: the notebook does.
+A chapter's one-off figures stay in the chapter. Nothing here shows a figure: the notebook does.
 """
 
 from __future__ import annotations
 
-import sys
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -15,20 +12,16 @@ import pandas as pd
 
 from cdlib.complexity import Profile, in_units
 from cdlib.errors import CdlibError, unknown
+from cdlib.plots.book_style import COLOURS, WIDTH
 from cdlib.plots.point_labels import label_points
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-    from cdlib.grouping import Groups
+    from cdlib.report import Comparison
 
-# Paul Tol's high-contrast scheme (personal.sron.nl/~pault): safe for the colour-blind, and four distinct greys in
-# print.
-COLOURS = ("#004488", "#DDAA33", "#BB5566", "#000000")
-MARKERS = ("o", "s", "^", "D")
-LINES = ("-", "--", "-.", ":")
-WIDTH = 5.0  # inches: text of 10 points stays above 8 pixels on a phone that shows 380
+
 LABELS = {
     "macs": "MACs",
     "flops": "FLOPs",
@@ -37,42 +30,6 @@ LABELS = {
     "activation_bytes": "activations",
     "peak_activation_bytes": "peak memory",
 }
-
-
-def style() -> None:
-    """Set the book's style for all figures made from now on, and vectors as the output format inside a notebook."""
-    import matplotlib as mpl
-    from cycler import cycler
-
-    mpl.rcParams.update(
-        {
-            "axes.axisbelow": True,
-            "axes.edgecolor": "#444444",
-            "axes.grid": True,
-            "axes.prop_cycle": cycler(color=COLOURS) + cycler(marker=MARKERS) + cycler(linestyle=LINES),
-            "axes.spines.right": False,
-            "axes.spines.top": False,
-            "axes.titlelocation": "left",
-            "axes.titlesize": 11,
-            "figure.constrained_layout.use": True,
-            "figure.facecolor": "white",
-            "figure.figsize": (WIDTH, 3.4),
-            "font.size": 10,
-            "grid.color": "#dddddd",
-            "grid.linewidth": 0.8,
-            "hatch.linewidth": 0.8,
-            "legend.frameon": False,
-            "lines.linewidth": 1.8,
-            "lines.markersize": 5,
-            "savefig.dpi": 200,
-            "savefig.facecolor": "white",
-            "svg.hashsalt": "cdlib",  # the same figure gives the same file
-        }
-    )
-    if "ipykernel" in sys.modules:
-        from matplotlib_inline.backend_inline import set_matplotlib_formats
-
-        set_matplotlib_formats("svg", metadata={"Date": None})
 
 
 def bubbles(
@@ -112,19 +69,11 @@ def bubbles(
     if working.empty:
         raise CdlibError(f"no layer has both {x} and {y}; there is nothing to draw.")
     axes = ax or _axes()
-    area = (
-        900 * working[size].to_numpy(float) / max(working[size].max(), 1) + 8
-    )  # the 8 keeps the least of them visible
-    axes.scatter(
-        working[x].to_numpy(float),
-        working[y].to_numpy(float),
-        s=area,
-        marker="o",
-        color=COLOURS[0],
-        alpha=0.55,
-        edgecolor="black",
-    )
-    axes.set(xlabel=_label(x), ylabel=_label(y), title=f"area: {_label(size)}")
+    area = 900 * working[size].to_numpy(float) / max(working[size].max(), 1) + 8  # the 8 keeps the least visible
+    at = working[x].to_numpy(float), working[y].to_numpy(float)
+    axes.scatter(*at, s=area, marker="o", color=COLOURS[0], alpha=0.55, edgecolor="black")
+    named = {column: LABELS.get(column, column) for column in (x, y, size)}
+    axes.set(xlabel=named[x], ylabel=named[y], title=f"area: {named[size]}")
     axes.margins(0.12)
     for which, column in (("x", x), ("y", y)):
         _in_units(axes, which, "B" if column.endswith("_bytes") else "")
@@ -181,19 +130,15 @@ def timeline(profile: Profile, *, ax: Axes | None = None) -> Axes:
     return axes
 
 
-def comparison(frame: pd.DataFrame, text: pd.DataFrame, *, title: str = "") -> Figure:
+def comparison(compared: Comparison) -> Figure:
     """Draw what is left of each quantity after compression: a bar per row, from 0 to the ratio after/before.
 
     A filled bar got smaller, a hatched one larger, and an empty one did not move by half a per cent.
 
     Parameters
     ----------
-    frame : pandas.DataFrame
-        Columns `before` and `after`, a row per quantity; `Comparison.frame`.
-    text : pandas.DataFrame
-        The same as text, in the same order, its index the labels; `Comparison.text()`.
-    title : str, optional
-        Of the figure.
+    compared : Comparison
+        What `cdlib.report.compare` returns.
 
     Returns
     -------
@@ -202,17 +147,15 @@ def comparison(frame: pd.DataFrame, text: pd.DataFrame, *, title: str = "") -> F
     """
     import matplotlib.pyplot as plt
 
+    frame, text = compared.frame, compared.text()
     ratios = frame["after"].astype(float) / frame["before"].astype(float).replace(0, np.nan)
     figure, axes = plt.subplots(figsize=(WIDTH, 1.0 + 0.42 * len(frame)), layout="constrained")
     axes.axvline(1, color="#444444", linestyle="-", linewidth=1, marker="none")
     for row, ratio in enumerate(ratios):
-        colour, hatch = (
-            (COLOURS[0], None) if ratio < 0.995 else (COLOURS[2], "//") if ratio > 1.005 else ("white", None)
-        )
-        axes.barh(row, ratio, height=0.55, color=colour, hatch=hatch, edgecolor="black", linewidth=1)
-        note = _change(ratio, str(text["change"].iloc[row]))
+        colour, hatch = (COLOURS[0], "") if ratio < 0.995 else (COLOURS[2], "//") if ratio > 1.005 else ("white", "")
+        axes.barh(row, ratio, height=0.55, color=colour, hatch=hatch or None, edgecolor="black", linewidth=1)
         axes.annotate(
-            note,
+            _change(ratio, str(text["change"].iloc[row])),
             (ratio, row),
             xytext=(5, 0),
             textcoords="offset points",
@@ -221,47 +164,10 @@ def comparison(frame: pd.DataFrame, text: pd.DataFrame, *, title: str = "") -> F
         )
     labels = [f"{name}\n{line['before']} → {line['after']}" for name, line in text.iterrows()]
     axes.set_yticks(range(len(labels)), labels)
-    axes.set(xlabel="after / before", xlim=(0, 1.4 * ratios.max()), ylim=(len(labels) - 0.5, -0.5), title=title)
+    axes.set(xlabel="after / before", xlim=(0, 1.4 * ratios.max()), ylim=(len(labels) - 0.5, -0.5))
+    axes.set_title(f"{compared.before.name} → {compared.after.name}")
     axes.grid(axis="y", visible=False)
     return figure
-
-
-def groups(groups: Groups, *, inside: str = "", most: int = 60, ax: Axes | None = None) -> Axes:
-    """Draw the operators of a network in the colours of their node groups.
-
-    From top to bottom, each operator that computes something: stems (convolutions, linear layers) as boxes, accessories
-    (norms, activations) round, joints (additions, concatenations) with points. The letters and colours of a node are
-    those of the groups whose channels it hands on. A group that is not zero-invariant is hatched with a broken outline;
-    one that cannot be pruned is grey and has no letter.
-
-    Parameters
-    ----------
-    groups : Groups
-        What `cdlib.find_groups` returns.
-    inside : str, default ""
-        Draw only this module, and where its inputs come from and its outputs go to.
-    most : int, default 60
-        How many nodes are allowed; more than these are hard to read.
-    ax : Axes, optional
-        Where to draw, with the legend to the right of it; default a new figure of the size that the text needs.
-
-    Returns
-    -------
-    Axes
-        In inches of the drawing, the top left near (0, 0).
-
-    Raises
-    ------
-    CdlibError
-        If there are no groups, no such module or too many nodes, or the module runs no operators.
-
-    References
-    ----------
-    Stems, accessories, joints and node groups are terms of Chen et al. (2023), arXiv:2303.06862.
-    """
-    from cdlib.plots.group_drawing import draw
-
-    return draw(groups, inside, most, ax)
 
 
 def _change(ratio: float, change: str) -> str:
@@ -275,10 +181,6 @@ def _axes() -> Axes:
     import matplotlib.pyplot as plt
 
     return plt.subplots(layout="constrained")[1]
-
-
-def _label(column: str) -> str:
-    return LABELS.get(column, column)
 
 
 def _in_units(axes: Axes, which: str, unit: str) -> None:

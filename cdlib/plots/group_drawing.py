@@ -11,23 +11,82 @@ from typing import TYPE_CHECKING, Any
 
 from cdlib.errors import CdlibError
 from cdlib.grouping import Groups
+from cdlib.plots.book_style import COLOURS
 from cdlib.plots.group_diagram import Diagram, Node, diagram
 from cdlib.plots.layering import Layout, layered
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-# Paul Tol's high-contrast scheme, then the rest of his medium-contrast one (personal.sron.nl/~pault).
-COLOURS = ("#004488", "#DDAA33", "#BB5566", "#6699CC", "#997700", "#EE99AA")
-GREY = "#999999"
+HUES = (*COLOURS[:3], "#6699CC", "#997700", "#EE99AA")  # the book's, then the rest of Paul Tol's medium-contrast scheme
+GREY, INK = "#999999", "#444444"
 ROW = 0.42  # from layer to layer
 HEIGHT = 0.27  # of a node
 LINE = 0.15  # of the legend
 SIDE = 5.0  # a drawing that is not wider with its legend has it beside, others below
-BADGE = 0.095  # radius of the disc with a group's letter
+BADGE, STEP = 0.095, 0.24  # radius of the disc with a group's letter; from one disc to the next
 FONT = 8  # points
 BESIDE: dict[str, Any] = {"loc": "upper left", "bbox_to_anchor": (1.0, 1.0)}
 BELOW: dict[str, Any] = {"loc": "upper center", "bbox_to_anchor": (0.5, 0.0)}
+
+
+def groups(groups: Groups, *, inside: str = "", most: int = 60, ax: Axes | None = None) -> Axes:
+    """Draw the operators of a network in the colours of their node groups.
+
+    From top to bottom, each operator that computes something: stems (convolutions, linear layers) as boxes, accessories
+    (norms, activations) round, joints (additions, concatenations) with points. The letters and colours of a node are
+    those of the groups whose channels it hands on. A group that is not zero-invariant is hatched with a broken outline;
+    one that cannot be pruned is grey and has no letter.
+
+    Parameters
+    ----------
+    groups : Groups
+        What `cdlib.find_groups` returns.
+    inside : str, default ""
+        Draw only this module, and where its inputs come from and its outputs go to.
+    most : int, default 60
+        How many nodes are allowed; more than these are hard to read.
+    ax : Axes, optional
+        Where to draw, with the legend to the right of it; default a new figure of the size that the text needs.
+
+    Returns
+    -------
+    Axes
+        In inches of the drawing, the top left near (0, 0).
+
+    Raises
+    ------
+    CdlibError
+        If there are no groups, no such module or too many nodes, or the module runs no operators.
+
+    References
+    ----------
+    Stems, accessories, joints and node groups are terms of Chen et al. (2023), arXiv:2303.06862.
+    """
+    found = diagram(groups, inside)
+    if len(found.nodes) > most:
+        raise CdlibError(
+            f"there are {len(found.nodes)} operators to draw, more than most={most} that can be read: draw one module "
+            f"of the network with inside='NAME', or raise most."
+        )
+    look = looks(groups, found)
+    own = [[look[name] for name in node.groups] for node in found.nodes]
+    letters = [[each for each in these if each.letter] for these in own]
+    widths = [_width(node, len(these)) for node, these in zip(found.nodes, letters, strict=True)]
+    layout = layered(widths, found.edges)
+    left, wide, high = _extent(layout, widths)
+    handles = _handles(groups, found, look)
+    axes, place = (ax, BESIDE) if ax else _figure(wide, high, handles)
+    axes.set(xlim=(left, left + wide), ylim=(HEIGHT - high, HEIGHT), aspect="equal")
+    axes.axis("off")
+    font = FONT * _scale(axes, wide, high)
+    for route in layout.routes.values():
+        _edge(axes, [(x, -ROW * y) for x, y in route])
+    for k, node in enumerate(found.nodes):
+        x, y = layout.places[k]
+        _node(axes, node, own[k][0] if len(own[k]) == 1 else PLAIN, letters[k], (x, -ROW * y), widths[k], font)
+    axes.legend(handles=handles, fontsize=FONT, handlelength=1.8, labelspacing=0.5, **place)
+    return axes
 
 
 @dataclass(frozen=True)
@@ -41,20 +100,17 @@ class Look:
     @property
     def patch(self) -> dict[str, Any]:
         """Properties of a patch."""
-        red, green, blue = (int(self.colour[k : k + 2], 16) / 255 for k in (1, 3, 5))
-        pale = (0.7 + 0.3 * red, 0.7 + 0.3 * green, 0.7 + 0.3 * blue)
+        from matplotlib.colors import to_rgb
+
+        if self is PLAIN:
+            return {"facecolor": "white", "edgecolor": INK}
+        edge: dict[str, Any] = {"edgecolor": self.colour, "linewidth": 1.5}
         if self.solid:
-            return {"facecolor": pale, "edgecolor": self.colour, "linewidth": 1.5}
-        return {
-            "facecolor": "white",
-            "edgecolor": self.colour,
-            "linewidth": 1.5,
-            "linestyle": (0, (2.5, 1.2)),
-            "hatch": "////",
-        }
+            return {"facecolor": [0.7 + 0.3 * part for part in to_rgb(self.colour)], **edge}
+        return {"facecolor": "white", "linestyle": (0, (2.5, 1.2)), "hatch": "////", **edge}
 
 
-PLAIN = Look("", "#444444", True)
+PLAIN = Look("", INK, True)
 """Of operators that hand on nothing that is in a group."""
 
 
@@ -63,7 +119,7 @@ def looks(groups: Groups, found: Diagram) -> dict[str, Look]:
     drawn = {name for node in found.nodes for name in node.groups}
     style = {group.name: Look("", GREY, True) for group in groups}
     for number, group in enumerate(group for group in groups.prunable if group.name in drawn):
-        style[group.name] = Look(_letters(number), COLOURS[number % len(COLOURS)], group.zero_invariant)
+        style[group.name] = Look(_letters(number), HUES[number % len(HUES)], group.zero_invariant)
     return style
 
 
@@ -76,33 +132,6 @@ def _letters(number: int) -> str:
     return text
 
 
-def draw(groups: Groups, inside: str, most: int, axes: Axes | None) -> Axes:
-    """Draw groups; see `cdlib.plots.groups`."""
-    found = diagram(groups, inside)
-    if len(found.nodes) > most:
-        raise CdlibError(
-            f"there are {len(found.nodes)} operators to draw, more than most={most} that can be read: draw one module "
-            f"of the network with inside='NAME', or raise most."
-        )
-    style = looks(groups, found)
-    letters = [[style[name] for name in node.groups if style[name].letter] for node in found.nodes]
-    widths = [_width(node, len(own)) for node, own in zip(found.nodes, letters, strict=True)]
-    layout = layered(widths, found.edges)
-    handles = _handles(groups, found, style)
-    place = BESIDE
-    if axes is None:
-        axes, place = _figure(layout, widths, handles)
-    font = FONT * _frame(axes, layout, widths)
-    for route in layout.routes.values():
-        _edge(axes, [(x, -ROW * y) for x, y in route])
-    for number, node in enumerate(found.nodes):
-        x, y = layout.places[number]
-        own = [style[name] for name in node.groups]
-        _node(axes, node, own[0] if len(own) == 1 else PLAIN, letters[number], (x, -ROW * y), widths[number], font)
-    axes.legend(handles=handles, fontsize=FONT, handlelength=1.8, labelspacing=0.5, **place)
-    return axes
-
-
 def _text_width(text: str) -> float:
     from matplotlib.textpath import TextPath
 
@@ -113,20 +142,26 @@ def _width(node: Node, letters: int) -> float:
     text = _text_width(node.text)
     if node.kind == "end":
         return text
-    return text + (0.34 if node.kind == "joint" else 0.16) + letters * (2 * BADGE + 0.05)
+    return text + (0.34 if node.kind == "joint" else 0.16) + letters * STEP
 
 
-def _figure(layout: Layout, widths: list[float], handles: list[Any]) -> tuple[Axes, dict[str, Any]]:
+def _extent(layout: Layout, widths: list[float]) -> tuple[float, float, float]:
+    """The left edge, width and height of a drawing with its margins."""
+    half = [width / 2 for width in widths]
+    stops = [x for route in layout.routes.values() for x, _ in route]
+    left = min([x - half[k] for k, (x, _) in layout.places.items()] + stops) - 0.1
+    right = max([x + half[k] for k, (x, _) in layout.places.items()] + stops) + 0.1
+    return left, right - left, ROW * max(y for _, y in layout.places.values()) + 2 * HEIGHT
+
+
+def _figure(wide: float, high: float, handles: list[Any]) -> tuple[Axes, dict[str, Any]]:
     """A figure in which the axes have as many inches as the drawing needs, with room for the legend, and its place."""
     import matplotlib.pyplot as plt
 
-    left, right, rows = _extent(layout, widths)
     words = max(_text_width(handle.get_label()) for handle in handles) + 0.65
-    lines = sum(1.5 + handle.get_label().count("\n") for handle in handles)
-    wide, high = right - left + 0.2, ROW * rows + 2 * HEIGHT
+    lines = LINE * sum(1.5 + handle.get_label().count("\n") for handle in handles)
     beside = wide + words <= SIDE
-    width = wide + words if beside else max(wide, words)
-    height = max(high, LINE * lines) if beside else high + LINE * lines
+    width, height = (wide + words, max(high, lines)) if beside else (max(wide, words), high + lines)
     figure = plt.figure(figsize=(width, height))
     figure.set_layout_engine("none")
     first = 0.0 if beside else (1 - wide / width) / 2
@@ -134,34 +169,23 @@ def _figure(layout: Layout, widths: list[float], handles: list[Any]) -> tuple[Ax
     return axes, BESIDE if beside else BELOW
 
 
-def _extent(layout: Layout, widths: list[float]) -> tuple[float, float, float]:
-    """Left, right and the last row."""
-    centres = layout.places
-    stops = [x for route in layout.routes.values() for x, _ in route]
-    left = min([centres[k][0] - w / 2 for k, w in enumerate(widths)] + stops)
-    right = max([centres[k][0] + w / 2 for k, w in enumerate(widths)] + stops)
-    return left, right, max(y for _, y in centres.values())
-
-
-def _frame(axes: Axes, layout: Layout, widths: list[float]) -> float:
-    """Make the axes show the drawing, and return by how much it is smaller than it should be (1: not at all)."""
-    left, right, rows = _extent(layout, widths)
-    wide, high = right - left + 0.2, ROW * rows + 2 * HEIGHT
-    axes.set(xlim=(left - 0.1, right + 0.1), ylim=(-ROW * rows - HEIGHT, HEIGHT), aspect="equal")
-    axes.axis("off")
-    dpi = axes.get_figure(root=True).dpi  # type: ignore[union-attr]
-    box = axes.get_position(original=True).transformed(axes.get_figure(root=True).transFigure)  # type: ignore[union-attr]
-    return min(1.0, box.width / dpi / wide, box.height / dpi / high)
+def _scale(axes: Axes, wide: float, high: float) -> float:
+    """By how much the axes are smaller than a drawing should be (1: not at all)."""
+    figure = axes.get_figure(root=True)
+    assert figure is not None
+    box = axes.get_position(original=True).transformed(figure.transFigure - figure.dpi_scale_trans)
+    return min(1.0, box.width / wide, box.height / high)
 
 
 def _edge(axes: Axes, points: list[tuple[float, float]]) -> None:
-    """A smooth line through the points, vertical at each, with an arrow's head at the last."""
+    """A smooth line through the points that turns between the rows, where no box is; an arrow's head at the last."""
     from matplotlib.patches import FancyArrowPatch
     from matplotlib.path import Path
 
     half = HEIGHT / 2 + 0.01
     (x0, y0), (x1, y1) = points[0], points[-1]
-    points = [(x0, y0 - half), *points[1:-1], (x1, y1 + half)]
+    stops = [(x, y + side) for x, y in points[1:-1] for side in (half, -half)]
+    points = [(x0, y0 - half), *stops, (x1, y1 + half)]
     corners, codes = [points[0]], [Path.MOVETO]
     for (xa, ya), (xb, yb) in pairwise(points):
         middle = (ya + yb) / 2
@@ -169,7 +193,7 @@ def _edge(axes: Axes, points: list[tuple[float, float]]) -> None:
         codes += [Path.CURVE4] * 3
     axes.add_patch(
         FancyArrowPatch(
-            path=Path(corners, codes), arrowstyle="-|>", mutation_scale=7, linewidth=0.9, color="#444444", zorder=1
+            path=Path(corners, codes), arrowstyle="-|>", mutation_scale=7, linewidth=0.9, color=INK, zorder=1
         )
     )
 
@@ -177,63 +201,42 @@ def _edge(axes: Axes, points: list[tuple[float, float]]) -> None:
 def _node(
     axes: Axes, node: Node, look: Look, letters: list[Look], place: tuple[float, float], width: float, font: float
 ) -> None:
+    from matplotlib.colors import to_rgb
     from matplotlib.patches import Circle, FancyBboxPatch, Polygon
 
     x, y = place
     if node.kind == "end":
-        axes.text(x, y, node.text, ha="center", va="center", fontsize=font, color="#444444", style="italic")
+        axes.text(x, y, node.text, ha="center", va="center", fontsize=font, color=INK, style="italic")
         return
-    room = len(letters) * (2 * BADGE + 0.05)
-    style = (
-        {**look.patch, "zorder": 2}
-        if look is not PLAIN
-        else {"facecolor": "white", "edgecolor": "#444444", "zorder": 2}
-    )
     if node.kind == "joint":
         half, high = width / 2, HEIGHT / 2 + 0.03
         top = max(half - 0.26, 0.0)  # a wide one has its tips cut off
-        corners = [
-            (x - half, y),
-            (x - top, y + high),
-            (x + top, y + high),
-            (x + half, y),
-            (x + top, y - high),
-            (x - top, y - high),
-        ]
-        axes.add_patch(Polygon(corners, closed=True, **style))
+        around = ((-half, 0.0), (-top, high), (top, high), (half, 0.0), (top, -high), (-top, -high))
+        axes.add_patch(Polygon([(x + a, y + b) for a, b in around], closed=True, zorder=2, **look.patch))
     else:
         corner = "square,pad=0" if node.kind == "stem" else f"round,pad=0,rounding_size={HEIGHT / 2}"
         box = (x - width / 2, y - HEIGHT / 2), width, HEIGHT
-        axes.add_patch(FancyBboxPatch(*box, boxstyle=corner, **style))
-    ground = {"facecolor": "white", "edgecolor": "none", "pad": 0.8} if look.patch.get("hatch") else None
+        axes.add_patch(FancyBboxPatch(*box, boxstyle=corner, zorder=2, **look.patch))
+    room = len(letters) * STEP
+    ground = None if look.solid else {"facecolor": "white", "edgecolor": "none", "pad": 0.8}
     axes.text(x + room / 2, y, node.text, ha="center", va="center", fontsize=font, zorder=4, bbox=ground)
+    middle: dict[str, Any] = {
+        "ha": "center",
+        "va": "center_baseline",
+        "fontsize": font - 1,
+        "weight": "bold",
+        "zorder": 6,
+    }
     first = x - room / 2 - _text_width(node.text) / 2 + BADGE
     for k, each in enumerate(letters):
-        centre = (first + k * (2 * BADGE + 0.05), y)
-        axes.add_patch(Circle(centre, BADGE, zorder=5, **_badge(each)))
-        dark = each.solid and _luminance(each.colour) < 0.4
-        axes.text(
-            *centre,
-            each.letter,
-            ha="center",
-            va="center_baseline",
-            fontsize=font - 1,
-            weight="bold",
-            zorder=6,
-            color="white" if dark else "black",
-        )
+        centre = (first + k * STEP, y)
+        red, green, blue = to_rgb(each.colour if each.solid else "white")
+        axes.add_patch(Circle(centre, BADGE, zorder=5, facecolor=(red, green, blue), edgecolor=each.colour, lw=1.2))
+        dark = 0.2126 * red + 0.7152 * green + 0.0722 * blue < 0.4
+        axes.text(*centre, each.letter, color="white" if dark else "black", **middle)
 
 
-def _badge(look: Look) -> dict[str, Any]:
-    return {"facecolor": look.colour if look.solid else "white", "edgecolor": look.colour, "linewidth": 1.2}
-
-
-def _luminance(colour: str) -> float:
-    red, green, blue = (int(colour[k : k + 2], 16) / 255 for k in (1, 3, 5))
-    return 0.2126 * red + 0.7152 * green + 0.0722 * blue
-
-
-def _handles(groups: Groups, found: Diagram, style: dict[str, Look]) -> list[Any]:
+def _handles(groups: Groups, found: Diagram, looks: dict[str, Look]) -> list[Any]:
     """What stands in the legend: a line per group that is drawn, then one per kind of node."""
     from matplotlib.lines import Line2D
     from matplotlib.patches import Patch
@@ -241,14 +244,14 @@ def _handles(groups: Groups, found: Diagram, style: dict[str, Look]) -> list[Any
     shown = dict.fromkeys(name for node in found.nodes for name in node.groups)
     handles: list[Any] = []
     for group in groups:
-        look = style[group.name]
+        look = looks[group.name]
         if group.name in shown and look.letter:
             label = f"{look.letter}  {group.name}\n{group.size} units" + ("" if look.solid else ", not zero-invariant")
             handles.append(Patch(label=label, **look.patch))
-    if any(not style[name].letter for name in shown):
+    if any(not looks[name].letter for name in shown):
         handles.append(Patch(label="not prunable", **Look("", GREY, True).patch))
     kinds = {node.kind for node in found.nodes}
-    white: dict[str, Any] = {"color": "none", "markerfacecolor": "white", "markeredgecolor": "#444444"}
+    white: dict[str, Any] = {"color": "none", "markerfacecolor": "white", "markeredgecolor": INK}
     for kind, marker in (("stem", "s"), ("accessory", "o"), ("joint", "D")):
         if kind in kinds:
             handles.append(Line2D([], [], marker=marker, label=kind, **white))

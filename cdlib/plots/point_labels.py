@@ -1,4 +1,7 @@
-"""Names beside the points of a figure, placed so that they cover neither points nor each other."""
+"""Names beside the points of a figure, placed so that they cover neither points nor each other.
+
+By hand, since adjustText lets the names of layers lie on each other where bubbles crowd, and takes longer.
+"""
 
 from __future__ import annotations
 

@@ -1,0 +1,52 @@
+"""The one style of all of the book's figures.
+
+A figure has a white ground, which a dark page shows as a card; is legible at a phone's width, in grey and to the
+colour-blind (every series has a marker and a line style of its own, besides its colour); and is drawn as vectors.
+"""
+
+from __future__ import annotations
+
+import sys
+
+# Paul Tol's high-contrast scheme (personal.sron.nl/~pault): safe for the colour-blind, and four distinct greys in
+# print.
+COLOURS = ("#004488", "#DDAA33", "#BB5566", "#000000")
+MARKERS = ("o", "s", "^", "D")
+LINES = ("-", "--", "-.", ":")
+WIDTH = 5.0  # inches: text of 10 points stays above 8 pixels on a phone that shows 380
+
+
+def style() -> None:
+    """Set the book's style for all figures made from now on, and vectors as the output format inside a notebook."""
+    import matplotlib as mpl
+    from cycler import cycler
+
+    mpl.rcParams.update(
+        {
+            "axes.axisbelow": True,
+            "axes.edgecolor": "#444444",
+            "axes.grid": True,
+            "axes.prop_cycle": cycler(color=COLOURS) + cycler(marker=MARKERS) + cycler(linestyle=LINES),
+            "axes.spines.right": False,
+            "axes.spines.top": False,
+            "axes.titlelocation": "left",
+            "axes.titlesize": 11,
+            "figure.constrained_layout.use": True,
+            "figure.facecolor": "white",
+            "figure.figsize": (WIDTH, 3.4),
+            "font.size": 10,
+            "grid.color": "#dddddd",
+            "grid.linewidth": 0.8,
+            "hatch.linewidth": 0.8,
+            "legend.frameon": False,
+            "lines.linewidth": 1.8,
+            "lines.markersize": 5,
+            "savefig.dpi": 200,
+            "savefig.facecolor": "white",
+            "svg.hashsalt": "cdlib",  # the same figure gives the same file
+        }
+    )
+    if "ipykernel" in sys.modules:
+        from matplotlib_inline.backend_inline import set_matplotlib_formats
+
+        set_matplotlib_formats("svg", metadata={"Date": None})

@@ -118,20 +118,36 @@ class Walk:
         if axis is not None:
             self.ledger.freeze(axis.ids, op.index, f"is spread over several positions by {self.place(op)}")
 
-    def join(self, found: list[tuple[Axis | None, str]], op: Op) -> Axis | None:
+    def join(self, found: list[tuple[Axis | None, str]], op: Op, either: bool = False) -> Axis | None:
         """Couple dimensions of equal size that are used together; where one cannot change, none can.
 
-        Returns the first of them, or None where nothing can vanish.
+        Returns the labels of the first of them, zero where all are (`either`: where one is), or None where nothing can
+        vanish.
         """
         labelled = [axis for axis, _ in found if axis is not None]
         if not labelled:
             return None
+        zero = labelled[0].zero
         for axis in labelled[1:]:
             self.ledger.couple(labelled[0].ids, axis.ids, op.index)
+            zero = zero | axis.zero if either else zero & axis.zero
         fixed = [why for axis, why in found if axis is None]
         for why in fixed:
             self.ledger.freeze(labelled[0].ids, op.index, why)
-        return None if fixed else labelled[0]
+        return None if fixed else labelled[0].known(zero)
+
+    def alike(self, rows: Axis, op: Op) -> Axis:
+        """Couple the rows of a matrix of labels, index by index; return those of one row, zero where all are.
+
+        The smallest label stands for a column: that of an index that stays, if there is one.
+        """
+        for row in rows.ids[1:]:
+            self.ledger.couple(rows.ids[0], row, op.index)
+        return Axis(rows.ids.min(axis=0), np.asarray(rows.zero.all(axis=0)))
+
+    def across(self, op: Op, axis: Axis | None, groups: int) -> Axis | None:
+        """Couple the indices that are at the same place in each group, and return the labels of one group."""
+        return axis and self.alike(axis.each(lambda part: part.reshape(groups, -1)), op)
 
     def contract(self, op: Op, a: Value, dim_a: int, b: Value, dim_b: int) -> None:
         """Note that a product sums over a dimension of `a` together with one of `b`."""
@@ -171,15 +187,6 @@ class Walk:
         for dim in dims:
             if (axis := labels.axes[dim]) is not None:
                 self.ledger.notice(axis.ids, op.index, f"{self.place(op)} takes statistics over it")
-
-    def across(self, op: Op, axis: Axis | None, groups: int) -> Axis | None:
-        """Couple the indices that are at the same place in each group, and return the labels of the first group."""
-        if axis is None:
-            return None
-        ids = axis.ids.reshape(groups, -1)
-        for other in ids[1:]:
-            self.ledger.couple(ids[0], other, op.index)
-        return Axis(ids[0], np.asarray(axis.zero.reshape(groups, -1).all(axis=0)))
 
     def place(self, op: Op) -> str:
         """An operator in words: its name and its module."""

@@ -34,10 +34,8 @@ def convolution(walk: Walk, op: Op, args: dict[str, Any]) -> Labels:
     labels = Labels((axes[0], result, *rest), walk.of(x).why)
     if isinstance(bias := args["bias"], Value):
         own, why = walk.of(bias)
-        joined = walk.join([(result, walk.of(weight).why), (own[0], why)], op)
-        zero = result is not None and own[0] is not None and result.zero & own[0].zero
-        first = None if axes[0] is None else axes[0].known(False)
-        labels = Labels((first, None if joined is None else joined.known(zero), *rest), labels.why)
+        summed = walk.join([(result, walk.of(weight).why), (own[0], why)], op)
+        labels = Labels((axes[0] and axes[0].known(False), summed, *rest), labels.why)
     return labels
 
 
@@ -45,22 +43,13 @@ def _depthwise(walk: Walk, op: Op, x: Value, weight: Value, transposed: bool) ->
     """Every channel has filters of its own: it vanishes with them."""
     axis, own = walk.of(x).axes[1], walk.of(weight)
     times = op.outputs[0].shape[1] // x.shape[1]
-    if transposed:
-        filters = walk.join([(axis, walk.of(x).why), (walk.emit(weight, 0), own.why)], op)
-        walk.freeze(own, op.index, "is the number of filters per channel", [1])
-        if filters is None:
-            return None
-        zero = filters.zero if own.axes[0] is None else own.axes[0].zero
-        zero = zero | axis.zero if axis is not None else zero
-        return Axis(filters.ids.repeat(times), zero.repeat(times))
-    repeated = None if axis is None else Axis(axis.ids.repeat(times), axis.zero.repeat(times))
+    if not transposed:
+        axis = axis and axis.each(lambda part: part.repeat(times))
     filters = walk.emit(weight, 0)
-    walk.freeze(own, op.index, "is the one channel that a filter reads", [1])
-    joined = walk.join([(repeated, walk.of(x).why), (filters, own.why)], op)
-    if joined is None:
-        return None
-    zeros = [a.zero for a in (repeated, filters) if a is not None]
-    return (filters or joined).known(np.logical_or.reduce(zeros))
+    second = "number of filters per channel" if transposed else "one channel that a filter reads"
+    walk.freeze(own, op.index, f"is the {second}", [1])
+    joined = walk.join([(filters, own.why), (axis, walk.of(x).why)], op, either=True)
+    return joined and joined.each(lambda part: part.repeat(times)) if transposed else joined
 
 
 def _grouped(walk: Walk, op: Op, x: Value, weight: Value, groups: int, transposed: bool) -> Axis | None:
@@ -76,4 +65,4 @@ def _grouped(walk: Walk, op: Op, x: Value, weight: Value, groups: int, transpose
     walk.contract_axes(op, (x, axis), (weight, own.axes[0]))
     walk.across(op, own.axes[0], groups)
     result = walk.emit(weight, 1)
-    return None if result is None else Axis(np.tile(result.ids, groups), np.tile(result.zero, groups))
+    return result and result.each(lambda part: np.tile(part, groups))

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
-
 from cdlib.graph import Op, Value
 from cdlib.grouping.labels import Axis, Labels
 from cdlib.grouping.rules.registry import rule
@@ -15,16 +13,12 @@ from cdlib.grouping.walk_state import STRUCTURAL, Walk
 @rule("mm", "bmm")
 def product(walk: Walk, op: Op, args: dict[str, Any]) -> Labels:
     """[..., i, k] times [..., k, j]."""
-    values = [
-        value for name in ("self", "mat1", "mat2", "batch1", "batch2") if isinstance(value := args.get(name), Value)
-    ]
-    a, b = values[-2:]
+    a, b = op.inputs[-2:]
     walk.contract(op, a, -1, b, -2)
-    batch = []
-    for dim in range(len(op.outputs[0].shape) - 2):
-        joined = walk.join([(walk.of(v).axes[dim], walk.of(v).why) for v in (a, b)], op)
-        zero = np.logical_or.reduce([axis.zero for v in (a, b) if (axis := walk.of(v).axes[dim]) is not None])
-        batch.append(None if joined is None else joined.known(zero))
+    batch = [
+        walk.join([(walk.of(v).axes[dim], walk.of(v).why) for v in (a, b)], op, either=True)
+        for dim in range(len(op.outputs[0].shape) - 2)
+    ]
     return Labels((*batch, walk.emit(a, -2), walk.emit(b, -1)), walk.of(a).why)
 
 
@@ -38,26 +32,17 @@ def vector_product(walk: Walk, op: Op, args: dict[str, Any]) -> Labels:
 
 @rule("addmm", "baddbmm")
 def product_and_sum(walk: Walk, op: Op, args: dict[str, Any]) -> Labels:
-    """A product plus a tensor that is broadcast to it."""
-    labels = product(walk, op, {key: value for key, value in args.items() if key != "self"})
-    return _plus(walk, op, labels, args["self"])
-
-
-def _plus(walk: Walk, op: Op, labels: Labels, added: Value) -> Labels:
-    """The labels of a sum of a result with labels and a tensor; zero where both are."""
-    axes: list[Axis | None] = []
+    """A product plus a tensor that is broadcast to it: zero where both are."""
+    labels, added, shape = product(walk, op, args), args["self"], op.outputs[0].shape
     own, why = walk.of(added)
-    shape = op.outputs[0].shape
+    axes: list[Axis | None] = []
     for back in range(len(shape), 0, -1):
-        axis = labels.axes[-back]
+        axis, other = labels.axes[-back], own[-back] if len(own) >= back else None
         if len(own) < back or added.shape[-back] != shape[-back]:
-            walk.spread(own[-back] if len(own) >= back else None, op)
-            axes.append(None if axis is None else axis.known(False))
-            continue
-        other = own[-back]
-        joined = walk.join([(axis, labels.why), (other, why)], op)
-        zero = axis is not None and other is not None and axis.zero & other.zero
-        axes.append(None if joined is None else joined.known(zero))
+            walk.spread(other, op)
+            axes.append(axis and axis.known(False))
+        else:
+            axes.append(walk.join([(axis, labels.why), (other, why)], op))
     return Labels(tuple(axes), labels.why)
 
 

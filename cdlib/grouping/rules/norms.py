@@ -24,6 +24,14 @@ def _scaled(walk: Walk, op: Op, axis: Axis | None, why: str, dim: int, tensors: 
     return joined.known(zero)
 
 
+def _by_itself(walk: Walk, channel: Axis | None, before: Axis | None, shift: Value | None) -> Axis | None:
+    """A channel normalised by statistics of its own is zero, too, where it was and its shift is."""
+    if channel is None or before is None:
+        return channel
+    shifts = None if shift is None else walk.of(shift).axes[0]
+    return channel.known(channel.zero | (before.zero & (shifts.zero if shifts is not None else shift is None)))
+
+
 @rule("native_batch_norm", "_native_batch_norm_legit_no_training", "_native_batch_norm_legit", "cudnn_batch_norm")
 def batch_norm(walk: Walk, op: Op, args: dict[str, Any]) -> list[Labels]:
     """Channels are dimension 1; with saved statistics every channel is on its own."""
@@ -31,16 +39,11 @@ def batch_norm(walk: Walk, op: Op, args: dict[str, Any]) -> list[Labels]:
     axes, why = walk.of(x)
     tensors = [args.get(name) for name in ("weight", "bias", "running_mean", "running_var")]
     channel = _scaled(walk, op, axes[1], why, 0, tensors)
-    if channel is not None and axes[1] is not None and not args.get("training", False) and not channel.zero.all():
-        walk.ledger.lost.append(Problem(channel.ids[~channel.zero], op.index, walk.place(op)))
     if args.get("training", False):
-        others = [dim for dim in range(len(axes)) if dim != 1]
-        walk.statistics(op, Labels(axes, why), others)
-        if channel is not None and axes[1] is not None:
-            shift = tensors[1] and walk.of(tensors[1]).axes[0]
-            channel = channel.known(
-                channel.zero | (axes[1].zero & (shift.zero if shift is not None else tensors[1] is None))
-            )
+        walk.statistics(op, Labels(axes, why), [dim for dim in range(len(axes)) if dim != 1])
+        channel = _by_itself(walk, channel, axes[1], tensors[1])
+    elif channel is not None and axes[1] is not None and not channel.zero.all():
+        walk.ledger.lost.append(Problem(channel.ids[~channel.zero], op.index, walk.place(op)))
     result = [channel if dim == 1 else axis and axis.known(False) for dim, axis in enumerate(axes)]
     return [Labels(tuple(result), why), *(_saved(value, (channel,)) for value in op.outputs[1:])]
 
@@ -76,11 +79,8 @@ def group_norm(walk: Walk, op: Op, args: dict[str, Any]) -> list[Labels]:
     if channel is not None and groups != x.shape[1]:
         walk.statistics(op, Labels(axes, why), [1])
         walk.across(op, channel, groups)
-    elif channel is not None and axes[1] is not None:
-        shift = args.get("bias") and walk.of(args["bias"]).axes[0]
-        channel = channel.known(
-            channel.zero | (axes[1].zero & (shift.zero if shift is not None else args.get("bias") is None))
-        )
+    else:
+        channel = _by_itself(walk, channel, axes[1], args.get("bias"))
     walk.statistics(op, Labels(axes, why), range(2, len(axes)))
     rest: Axes = tuple(axis and axis.known(False) for axis in (axes[0], *axes[2:]))
     saved = (rest[0], channel if groups == x.shape[1] else None)

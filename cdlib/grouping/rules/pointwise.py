@@ -6,8 +6,7 @@ Whether such an operator turns zeros into zeros is not listed but tried, on a fe
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import lru_cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -71,45 +70,37 @@ def _zeros(walk: Walk, op: Op, operands: Sequence[Value], axis: Axis, flags: lis
 SAMPLES = (-1.7, -0.4, 0.3, 2.1, -0.9, 1.2)
 
 
-def is_zero(op: Op, zero: list[bool]) -> bool:
-    """Whether an operator gives zeros when some of its operands are zero, found by trying."""
-    operands = iter(zero)
-    kinds = iter(value.dtype for value in op.inputs)
-    args, kwargs = map_tensors(lambda value: _Given(next(operands), next(kinds)), (op.args, op.kwargs), Value)
-    try:
-        return _tried(op.target, _frozen(args), _frozen(kwargs))
-    except TypeError:  # an argument that cannot be a key: not worth knowing
-        return False
-
-
-class _Given(tuple[bool, torch.dtype]):
+class _Given(NamedTuple):
     """Stands for an operand: whether it is zero, and its type."""
 
-    def __new__(cls, *content: Any) -> _Given:
-        return super().__new__(cls, content)
+    zero: bool
+    dtype: torch.dtype
 
 
-@lru_cache(maxsize=4096)
-def _tried(target: Any, args: Any, kwargs: Any) -> bool:
+_TRIED: dict[tuple[Any, str], bool] = {}
+
+
+def is_zero(op: Op, zero: list[bool]) -> bool:
+    """Whether an operator gives zeros when some of its operands are zero, found by trying."""
+    operands = map(_Given, zero, (value.dtype for value in op.inputs))
+    given = map_tensors(lambda value: next(operands), (op.args, op.kwargs), Value)
+    key = (op.target, repr(given))
+    if key not in _TRIED:
+        _TRIED[key] = _try(op.target, *given)
+    return _TRIED[key]
+
+
+def _try(target: Any, args: Any, kwargs: Any) -> bool:
     count = iter(range(10**6))
 
     def tensor(given: _Given) -> torch.Tensor:
-        zero, dtype = given
         numbers = np.roll(SAMPLES, next(count))
-        numbers = np.maximum(numbers, 0) if dtype == torch.bool else numbers  # true and false
-        return torch.tensor(np.zeros(len(SAMPLES)) if zero else numbers).to(dtype)
+        numbers = np.maximum(numbers, 0) if given.dtype == torch.bool else numbers  # true and false
+        return torch.tensor(numbers * (not given.zero)).to(given.dtype)
 
     try:
         with torch.no_grad():
-            result = target(*map_tensors(tensor, args, _Given), **dict(map_tensors(tensor, kwargs, _Given)))
+            result = target(*map_tensors(tensor, args, _Given), **map_tensors(tensor, kwargs, _Given))
     except Exception:
         return False
     return all(bool((part == 0).all()) for part in tensors(result))
-
-
-def _frozen(tree: Any) -> Any:
-    """Nested arguments as something that can be a key."""
-    if isinstance(tree, _Given) or not isinstance(tree, tuple | list | dict):
-        return tree
-    items = tree.items() if isinstance(tree, dict) else tree
-    return tuple(_frozen(item) for item in items)

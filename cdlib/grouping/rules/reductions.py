@@ -9,34 +9,15 @@ import torch
 
 from cdlib.graph import Op
 from cdlib.grouping.labels import Labels
-from cdlib.grouping.ops import is_weight
+from cdlib.grouping.ops import arguments, is_weight
 from cdlib.grouping.rules.pointwise import SAMPLES
 from cdlib.grouping.rules.registry import rule
 from cdlib.grouping.walk_state import Walk
 
-REDUCTIONS = [
-    "sum",
-    "mean",
-    "amax",
-    "amin",
-    "max",
-    "min",
-    "var",
-    "std",
-    "var_mean",
-    "std_mean",
-    "prod",
-    "norm",
-    "linalg_vector_norm",
-    "logsumexp",
-    "any",
-    "all",
-    "argmax",
-    "argmin",
-]
+REDUCTIONS = "sum mean amax amin max min var std var_mean std_mean prod norm linalg_vector_norm logsumexp any all"
 
 
-@rule(*REDUCTIONS)
+@rule(*REDUCTIONS.split(), "argmax", "argmin")
 def reduction(walk: Walk, op: Op, args: dict[str, Any]) -> list[Labels]:
     """Sums, means, extremes: over dimensions that vanish only if zeros make no difference."""
     x = op.inputs[0]
@@ -50,7 +31,7 @@ def reduction(walk: Walk, op: Op, args: dict[str, Any]) -> list[Labels]:
         if op.name.startswith("arg") or len(op.inputs) > 1 or (op.name in ("max", "min") and walk.used(op.outputs[1:])):
             walk.ledger.freeze(axis.ids, op.index, f"{walk.place(op)} counts positions along it")
         elif not ignores_zeros(op):
-            walk.ledger.notice(axis.ids, op.index, f"{walk.place(op)} takes statistics over it")
+            walk.statistics(op, Labels(axes), [dim])
         else:
             walk.ledger.notice(axis.ids[~axis.zero], op.index, f"is not zero where {walk.place(op)} reads it")
     kept = [
@@ -69,17 +50,14 @@ def reduced(rank: int, args: dict[str, Any]) -> list[int]:
 
 
 def _reduce(op: Op, numbers: Sequence[float]) -> Any:
-    values = {"dim": [0], "keepdim": False}
-    named = {a.name: a.type for a in op.target._schema.arguments}
-    kwargs: dict[str, Any] = {}
-    for (name, kind), arg in zip(list(named.items())[1:], [*op.args[1:], *[None] * len(named)], strict=False):
-        given = op.kwargs.get(name, arg)
-        if name in values:
-            kwargs[name] = 0 if name == "dim" and str(kind) == "int" else values[name]
-        elif given is not None:
-            kwargs[name] = given
-    dtype = op.inputs[0].dtype
-    result = op.target(torch.tensor(numbers, dtype=torch.float64).to(dtype), **kwargs)
+    """What an operator makes of some numbers, with the settings that it was called with."""
+    _, *settings = arguments(op).items()
+    kwargs = {name: value for name, value in settings if value is not None}
+    if any(name == "dim" for name, _ in settings):
+        kwargs["dim"] = 0 if isinstance(kwargs.get("dim"), int) else [0]
+    if "keepdim" in kwargs:
+        kwargs["keepdim"] = False
+    result = op.target(torch.tensor(numbers, dtype=torch.float64).to(op.inputs[0].dtype), **kwargs)
     return result[0] if isinstance(result, tuple) else result
 
 

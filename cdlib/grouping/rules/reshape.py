@@ -181,44 +181,21 @@ def _split(walk: Walk, op: Op, flat: Axis, shape: list[int]) -> tuple[int, Axis]
     order = [candidates[-1], *candidates[:-1]]
     walk.choices[op.index] = (len(order), flat.ids[flat.ids >= 0])
     dim = order[walk.splits.get(op.index, 0)]
-    rows = np.moveaxis(ids, dim, -1).reshape(-1, shape[dim])
-    for row in rows[1:]:
-        walk.ledger.couple(rows[0], row, op.index)
-    flags = np.moveaxis(zero, dim, -1).reshape(-1, shape[dim])
-    # the smallest label stands for a column: that of an index that stays, if there is one
-    return dim, Axis(rows.min(axis=0), np.asarray(flags.all(axis=0)))
+    rows = Axis(ids, zero).each(lambda part: np.moveaxis(part, dim, -1).reshape(-1, shape[dim]))
+    return dim, walk.alike(rows, op)
 
 
-@rule("expand", "broadcast_to")
-def expand(walk: Walk, op: Op, args: dict[str, Any]) -> Labels:
-    """Repeat dimensions of size 1: all the repeated positions are alike."""
-    source, out = op.inputs[0], op.outputs[0]
-    axes, why = walk.of(source)
-    new = len(out.shape) - len(source.shape)
-    result: list[Axis | None] = []
-    for dim, size in enumerate(out.shape):
-        axis = axes[dim - new] if dim >= new else None
-        if dim >= new and source.shape[dim - new] == size:
-            result.append(axis)
-            continue
-        walk.spread(axis, op)
-        result.append(fresh(walk, size, False))
-    return Labels(tuple(result), why)
-
-
-@rule("repeat", "tile")
+@rule("expand", "broadcast_to", "repeat", "tile")
 def repeat(walk: Walk, op: Op, args: dict[str, Any]) -> Labels:
-    """The whole tensor several times along each dimension."""
+    """The whole tensor several times along dimensions; the positions made of a dimension of size 1 are alike."""
     source, out = op.inputs[0], op.outputs[0]
     axes, why = walk.of(source)
     new = len(out.shape) - len(source.shape)
-    result: list[Axis | None] = []
-    for dim, size in enumerate(out.shape):
-        axis = axes[dim - new] if dim >= new else None
-        if dim < new or (source.shape[dim - new] == 1 and size > 1):
+    result: list[Axis | None] = [fresh(walk, size, False) for size in out.shape[:new]]
+    for axis, before, size in zip(axes, source.shape, out.shape[new:], strict=True):
+        if before == 1 < size:
             walk.spread(axis, op)
-            result.append(fresh(walk, size, False) if size > 1 else None)
+            result.append(fresh(walk, size, False))
         else:
-            times = size // source.shape[dim - new]
-            result.append(axis and Axis(np.tile(axis.ids, times), np.tile(axis.zero, times)))
+            result.append(axis and axis.each(partial(np.tile, reps=size // max(before, 1))))
     return Labels(tuple(result), why)

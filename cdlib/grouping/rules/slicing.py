@@ -82,9 +82,7 @@ def cat(walk: Walk, op: Op, args: dict[str, Any]) -> Labels:
     for dim in range(len(out.shape)):
         here = [(labels.axes[dim], labels.why) for labels in found]
         if dim != along:
-            joined = walk.join(here, op)
-            zero = np.logical_and.reduce([a.zero for a, _ in here if a is not None]) if joined is not None else False
-            axes.append(joined and joined.known(zero))
+            axes.append(walk.join(here, op))
         elif all(axis is None for axis, _ in here):
             axes.append(None)
         else:
@@ -107,16 +105,12 @@ def stack(walk: Walk, op: Op, args: dict[str, Any]) -> Labels:
 @rule("topk", "unfold", "index_select", "gather", "repeat_interleave")
 def picked(walk: Walk, op: Op, args: dict[str, Any]) -> list[Labels]:
     """Operators that name some positions of a dimension, or their number: it has to stay, and have as many."""
-    return _ordered(walk, op, args)
+    return ordered(walk, op, args)
 
 
 @rule("flip", "roll", "cumsum", "cumprod", "cummax", "cummin", "sort", "_fft_r2c", "_fft_c2r", "_fft_c2c")
 def ordered(walk: Walk, op: Op, args: dict[str, Any]) -> list[Labels]:
     """Operators for which the order of a dimension counts: it has to stay, the others do not matter."""
-    return _ordered(walk, op, args)
-
-
-def _ordered(walk: Walk, op: Op, args: dict[str, Any]) -> list[Labels]:
     source = op.inputs[0]
     found = walk.of(source)
     rank = len(found.axes)
@@ -173,7 +167,5 @@ def _written(walk: Walk, op: Op, values: Value, after: list[int], free: list[int
             walk.freeze(given, op.index, reason, [len(given.axes) - back] if here is not None else [])
             axes[dim] = axis and axis.known(False)
             continue
-        joined = walk.join([(axis, into.why), (here, given.why)], op)
-        both = axis is not None and here is not None and axis.zero & here.zero
-        axes[dim] = joined and joined.known(both)
+        axes[dim] = walk.join([(axis, into.why), (here, given.why)], op)
     return Labels(tuple(axes), into.why)

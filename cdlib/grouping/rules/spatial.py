@@ -78,16 +78,10 @@ def pixels(walk: Walk, op: Op, args: dict[str, Any]) -> Labels:
     walk.freeze(Labels(axes), op.index, f"{STRUCTURAL}: positions in {walk.place(op)}", range(first + 1, len(axes)))
     result: Axis | None = None
     if channels is not None and op.name in ("pixel_shuffle", "col2im"):
-        blocks = channels.each(lambda part: part.reshape(out.shape[first], -1))
-        for other in blocks.ids.T[1:]:
-            walk.ledger.couple(blocks.ids[:, 0], other, op.index)
-        result = Axis(blocks.ids.min(axis=1), np.asarray(blocks.zero.all(axis=1)))
+        result = walk.alike(channels.each(lambda part: part.reshape(out.shape[first], -1).T), op)
     elif channels is not None and op.name == "channel_shuffle":
-        blocks = channels.each(lambda part: part.reshape(args["groups"], -1))
-        for other in blocks.ids[1:]:
-            walk.ledger.couple(blocks.ids[0], other, op.index)
-        result = blocks.each(lambda part: part.T.reshape(-1))
+        walk.across(op, channels, args["groups"])
+        result = channels.each(lambda part: part.reshape(args["groups"], -1).T.reshape(-1))
     elif channels is not None:
-        times = out.shape[first] // source.shape[first]
-        result = Axis(channels.ids.repeat(times), channels.zero.repeat(times))
+        result = channels.each(lambda part: part.repeat(out.shape[first] // source.shape[first]))
     return Labels((*axes[:first], result, *[None] * (len(out.shape) - first - 1)), why)

@@ -57,6 +57,19 @@ class Labels(NamedTuple):
     axes: Axes
     why: str = ""
 
+    def replaced(self, dim: int, *axes: Axis | None) -> Labels:
+        """The same with other dimensions, or none, in place of one."""
+        return Labels((*self.axes[:dim], *axes, *self.axes[dim + 1 :]), self.why)
+
+    def not_zero(self) -> Labels:
+        """The same labels of values that are not zero, or not known to be."""
+        return Labels(tuple(axis and axis.known(False) for axis in self.axes), self.why)
+
+
+def unlabelled(shape: tuple[int, ...], why: str = "meets a dimension of fixed size") -> Labels:
+    """The labels of a tensor that cannot change."""
+    return Labels((None,) * len(shape), why)
+
 
 class Problem(NamedTuple):
     """Labels about which something was found out, the operator where, and the reason in words."""
@@ -126,6 +139,11 @@ class Ledger:
         """Note that removing labels changes the function even when they are zero."""
         if (free := ids[ids >= 0]).size:
             self.noticed.append(Problem(free, op, reason))
+
+    def lose(self, ids: Ids, op: int, place: str) -> None:
+        """Note that an operator, named by its place, makes other numbers of zeros."""
+        if (free := ids[ids >= 0]).size:
+            self.lost.append(Problem(free, op, place))
 
     def components(self) -> Ids:
         """Return, for every label, the smallest label that it vanishes together with."""

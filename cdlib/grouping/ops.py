@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from cdlib.graph import Graph, Op, Value, leaves
+from cdlib.graph import Graph, Op, Value
 
 
 def is_weight(value: Value) -> bool:
@@ -74,20 +74,10 @@ def _leading_to(graph: Graph, ends: set[int]) -> tuple[set[int], set[int]]:
     storages |= {graph.values[index].storage for index in graph.constants}
     ops = set()
     for op in reversed(graph.ops):
-        if (
-            op.index in ends
-            or not op.outputs
-            or any(value.index in values for value in op.outputs)
-            or (op.target._schema.is_mutable and any(value.storage in storages for value in written(op)))
-        ):
+        made = any(value.index in values for value in op.outputs) or not op.outputs
+        written = op.target._schema.is_mutable and any(value.storage in storages for value in op.outputs)
+        if made or written or op.index in ends:
             ops.add(op.index)
             values.update(value.index for value in op.inputs)
             storages.update(value.storage for value in op.inputs)
     return values, ops
-
-
-def written(op: Op) -> list[Value]:
-    """The tensors that an operator writes into."""
-    args = arguments(op)
-    into = [a.name for a in op.target._schema.arguments if a.alias_info is not None and a.alias_info.is_write]
-    return [leaf for leaf in leaves([args[name] for name in into]) if isinstance(leaf, Value)]

@@ -8,7 +8,7 @@ meets.
 from __future__ import annotations
 
 from cdlib.graph import Graph, moved_after
-from cdlib.grouping.labels import Labels
+from cdlib.grouping.labels import Labels, unlabelled
 from cdlib.grouping.ops import Uses, arguments, uses
 from cdlib.grouping.rules import reductions, rule_for, slicing
 from cdlib.grouping.rules.registry import no_rule
@@ -54,7 +54,7 @@ def _follow(walk: Walk, graph: Graph, used: Uses) -> None:
                 del ledger.frozen[frozen:]
         else:
             why = walk.of(op.inputs[0]).why if op.inputs else "meets a constant of fixed size"
-            results = [Labels((None,) * len(v.shape), why) for v in op.outputs]
+            results = [unlabelled(value.shape, why) for value in op.outputs]
         for value, labels in zip(op.outputs, results, strict=True):
             walk.assign(value, labels, op)
     for value in graph.outputs:

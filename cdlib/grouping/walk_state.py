@@ -12,7 +12,7 @@ import numpy as np
 from torch import nn
 
 from cdlib.graph import Graph, Op, Value
-from cdlib.grouping.labels import Axis, Ids, Labels, Ledger
+from cdlib.grouping.labels import Axis, Ids, Labels, Ledger, unlabelled
 from cdlib.grouping.ops import is_weight, uses
 
 STRUCTURAL = "would have to change a dimension that is not channels"
@@ -63,7 +63,6 @@ class Walk:
         return any(axis is not None for axis in self.of(value).axes)
 
     def _first(self, value: Value) -> Labels:
-        none = (None,) * len(value.shape)
         if value.kind in ("parameter", "buffer"):
             channels = self._channel_dims(value)
             axes = tuple(
@@ -73,9 +72,8 @@ class Walk:
                 for dim, size in enumerate(value.shape)
             )
             return Labels(axes, f"meets the positions of {value.name}")
-        if value.kind == "input":
-            return Labels(none, "meets the network's input")
-        return Labels(none, "meets a constant of fixed size")
+        why = "meets the network's input" if value.kind == "input" else "meets a constant of fixed size"
+        return unlabelled(value.shape, why)
 
     def _channel_dims(self, value: Value) -> int:
         """How many dimensions of a parameter may be channels: all, but for the positions of a convolution's kernel."""
@@ -101,8 +99,7 @@ class Walk:
                 return
             for index in shared:
                 if index != value.index:
-                    axes, why = self.labels[index]
-                    self.labels[index] = Labels(tuple(None if a is None else a.known(False) for a in axes), why)
+                    self.labels[index] = self.labels[index].not_zero()
 
     # What rules note.
 

@@ -503,3 +503,13 @@ def test_hooks_get_numbers_and_masks_are_applied():
     groups = find_groups(net, IMAGE)
     assert groups.graph.calls and seen and not any(t.is_meta for t in seen)
     assert ("0.weight_mask", 0) in groups["0"].tensors and groups["0"].zero_invariant
+
+
+def test_an_index_that_stays_lends_its_reason_to_no_other_group():
+    def forward(m, x):
+        return torch.sigmoid(m.c(m.n(torch.cat([x, m.a(x)], 1)))).sum(1)
+
+    net = Net(forward, a=conv(3, 4), n=nn.BatchNorm2d(7, affine=False), c=conv(7, 5))
+    groups = find_groups(net.eval(), IMAGE)
+    assert [(g.name, g.size) for g in groups] == [("a", 4), ("c", 5)]
+    assert "sigmoid" in groups["c"].reason and "native_batch_norm" in groups["a"].reason

@@ -5,15 +5,4 @@ from __future__ import annotations
 from cdlib.grouping.rules import conv, matmul, norms, pointwise, reductions, reshape, slicing, spatial
 from cdlib.grouping.rules.registry import RULES, rule_for
 
-__all__ = [
-    "RULES",
-    "conv",
-    "matmul",
-    "norms",
-    "pointwise",
-    "reductions",
-    "reshape",
-    "rule_for",
-    "slicing",
-    "spatial",
-]
+__all__ = ["RULES", "conv", "matmul", "norms", "pointwise", "reductions", "reshape", "rule_for", "slicing", "spatial"]

@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from cdlib.graph import Op, Value
-from cdlib.grouping.labels import Axes, Axis, Labels, Problem
-from cdlib.grouping.rules.registry import rule, unlabelled
+from cdlib.grouping.labels import Axes, Axis, Labels, unlabelled
+from cdlib.grouping.rules.registry import rule
 from cdlib.grouping.walk_state import Walk
 
 
@@ -40,20 +40,21 @@ def batch_norm(walk: Walk, op: Op, args: dict[str, Any]) -> list[Labels]:
     tensors = [args.get(name) for name in ("weight", "bias", "running_mean", "running_var")]
     channel = _scaled(walk, op, axes[1], why, 0, tensors)
     if args.get("training", False):
-        walk.statistics(op, Labels(axes, why), [dim for dim in range(len(axes)) if dim != 1])
+        walk.statistics(op, Labels(axes), [dim for dim in range(len(axes)) if dim != 1])
         channel = _by_itself(walk, channel, axes[1], tensors[1])
-    elif channel is not None and axes[1] is not None and not channel.zero.all():
-        walk.ledger.lost.append(Problem(channel.ids[~channel.zero], op.index, walk.place(op)))
-    result = [channel if dim == 1 else axis and axis.known(False) for dim, axis in enumerate(axes)]
-    return [Labels(tuple(result), why), *(_saved(value, (channel,)) for value in op.outputs[1:])]
+    elif channel is not None and axes[1] is not None:
+        walk.ledger.lose(channel.ids[~channel.zero], op.index, walk.place(op))
+    return _with_saved(op, Labels(axes, why).not_zero().replaced(1, channel), (channel,))
 
 
-def _saved(value: Value, axes: Axes) -> Labels:
-    """The labels of the statistics that a norm returns as well, where it does."""
-    fits = len(axes) == len(value.shape)
-    fits = fits and all(axis is None or len(axis.ids) == n for axis, n in zip(axes, value.shape, strict=True))
-    labels = Labels(tuple(axis and axis.known(False) for axis in axes), unlabelled(value).why)
-    return labels if fits else unlabelled(value)
+def _with_saved(op: Op, labels: Labels, saved: Axes) -> list[Labels]:
+    """The labels of a result and those of the statistics that a norm returns as well, where it does."""
+    found = [labels]
+    for value in op.outputs[1:]:
+        fits = len(saved) == len(value.shape)
+        fits = fits and all(axis is None or len(axis.ids) == n for axis, n in zip(saved, value.shape, strict=True))
+        found.append(Labels(saved, unlabelled(()).why).not_zero() if fits else unlabelled(value.shape))
+    return found
 
 
 @rule("native_layer_norm", "_fused_rms_norm")
@@ -62,12 +63,11 @@ def layer_norm(walk: Walk, op: Op, args: dict[str, Any]) -> list[Labels]:
     x, over = args["input"], len(args["normalized_shape"])
     axes, why = walk.of(x)
     normalised = range(len(axes) - over, len(axes))
-    walk.statistics(op, Labels(axes, why), normalised)
-    result: list[Axis | None] = [axis and axis.known(False) for axis in axes]
+    walk.statistics(op, Labels(axes), normalised)
+    result = list(Labels(axes).not_zero().axes)
     for dim in normalised:
         result[dim] = _scaled(walk, op, axes[dim], why, dim - len(axes), [args.get("weight"), args.get("bias")])
-    saved = (*result[: len(axes) - over], *[None] * over)
-    return [Labels(tuple(result), why), *(_saved(value, saved) for value in op.outputs[1:])]
+    return _with_saved(op, Labels(tuple(result), why), (*result[: len(axes) - over], *[None] * over))
 
 
 @rule("native_group_norm")
@@ -77,14 +77,13 @@ def group_norm(walk: Walk, op: Op, args: dict[str, Any]) -> list[Labels]:
     axes, why = walk.of(x)
     channel = _scaled(walk, op, axes[1], why, 0, [args.get("weight"), args.get("bias")])
     if channel is not None and groups != x.shape[1]:
-        walk.statistics(op, Labels(axes, why), [1])
+        walk.statistics(op, Labels(axes), [1])
         walk.across(op, channel, groups)
     else:
         channel = _by_itself(walk, channel, axes[1], args.get("bias"))
-    walk.statistics(op, Labels(axes, why), range(2, len(axes)))
-    rest: Axes = tuple(axis and axis.known(False) for axis in (axes[0], *axes[2:]))
-    saved = (rest[0], channel if groups == x.shape[1] else None)
-    return [Labels((rest[0], channel, *rest[1:]), why), *(_saved(value, saved) for value in op.outputs[1:])]
+    walk.statistics(op, Labels(axes), range(2, len(axes)))
+    labels = Labels(axes, why).not_zero().replaced(1, channel)
+    return _with_saved(op, labels, (labels.axes[0], channel if groups == x.shape[1] else None))
 
 
 @rule("_weight_norm_interface", "_weight_norm")
@@ -92,10 +91,7 @@ def weight_norm(walk: Walk, op: Op, args: dict[str, Any]) -> list[Labels]:
     """v * g / |v|, the norm over all dimensions but one: it changes with the others, and is nothing for zeros."""
     v, g, dim = args["v"], args["g"], args["dim"] % len(args["v"].shape)
     axes, why = walk.of(v)
-    walk.statistics(op, Labels(axes, why), range(len(axes)))
+    walk.statistics(op, Labels(axes), range(len(axes)))
     row = walk.join([(axes[dim], why), (walk.of(g).axes[dim], walk.of(g).why)], op)
-    result = tuple(axis and axis.known(False) for axis in (*axes[:dim], row, *axes[dim + 1 :]))
-    return [
-        Labels(result, why),
-        *(_saved(value, tuple(row if d == dim else None for d in range(len(axes)))) for value in op.outputs[1:]),
-    ]
+    labels = Labels(axes, why).replaced(dim, row).not_zero()
+    return _with_saved(op, labels, tuple(row if d == dim else None for d in range(len(axes))))

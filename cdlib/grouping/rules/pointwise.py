@@ -12,9 +12,9 @@ import numpy as np
 import torch
 
 from cdlib.graph import Op, Value, map_tensors, tensors
-from cdlib.grouping.labels import Axis, Flags, Labels, Problem
+from cdlib.grouping.labels import Axis, Flags, Labels, unlabelled
 from cdlib.grouping.ops import is_weight
-from cdlib.grouping.rules.registry import rule, unlabelled
+from cdlib.grouping.rules.registry import rule
 from cdlib.grouping.walk_state import Walk
 
 
@@ -25,7 +25,7 @@ from cdlib.grouping.walk_state import Walk
 def pointwise(walk: Walk, op: Op, args: dict[str, Any]) -> Labels | list[Labels]:
     """Arithmetic, comparisons and activations, with broadcasting."""
     labels = broadcast(walk, op, op.inputs, op.outputs[0].shape)
-    return [labels if value.shape == op.outputs[0].shape else unlabelled(value) for value in op.outputs]
+    return [labels if value.shape == op.outputs[0].shape else unlabelled(value.shape) for value in op.outputs]
 
 
 def broadcast(walk: Walk, op: Op, operands: Sequence[Value], shape: tuple[int, ...]) -> Labels:
@@ -62,8 +62,7 @@ def _zeros(walk: Walk, op: Op, operands: Sequence[Value], axis: Axis, flags: lis
         if code and is_zero(op, [bool(code >> k & 1) for k in range(len(flags))]):
             zero |= codes == code
     lost = (codes > 0) & ~zero
-    if lost.any():
-        walk.ledger.lost.append(Problem(axis.ids[lost], op.index, walk.place(op)))
+    walk.ledger.lose(axis.ids[lost], op.index, walk.place(op))
     return zero
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from cdlib.graph import Op
-from cdlib.grouping.labels import Labels
+from cdlib.grouping.labels import Labels, unlabelled
 from cdlib.grouping.ops import arguments, is_weight
 from cdlib.grouping.rules.pointwise import SAMPLES
 from cdlib.grouping.rules.registry import rule
@@ -39,7 +39,7 @@ def reduction(walk: Walk, op: Op, args: dict[str, Any]) -> list[Labels]:
         for dim, axis in enumerate(axes)
         if dim not in over or args.get("keepdim")
     ]
-    return [Labels(tuple(kept) if len(kept) == len(v.shape) else (None,) * len(v.shape), why) for v in op.outputs]
+    return [Labels(tuple(kept), why) if len(kept) == len(v.shape) else unlabelled(v.shape, why) for v in op.outputs]
 
 
 def reduced(rank: int, args: dict[str, Any]) -> list[int]:
@@ -83,6 +83,6 @@ def is_zero_reduced(op: Op) -> bool:
 @rule("_softmax", "_log_softmax", "softmax", "log_softmax")
 def softmax(walk: Walk, op: Op, args: dict[str, Any]) -> Labels:
     """A softmax shares out 1 among all indices: fewer of them change the others."""
-    axes, why = walk.of(op.inputs[0])
-    walk.statistics(op, Labels(axes, why), [args["dim"] % len(axes)])
-    return Labels(tuple(axis and axis.known(False) for axis in axes), why)
+    labels = walk.of(op.inputs[0])
+    walk.statistics(op, labels, [args["dim"] % len(labels.axes)])
+    return labels.not_zero()

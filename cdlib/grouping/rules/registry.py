@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, TypeVar
 
-from cdlib.graph import Op, Value
-from cdlib.grouping.labels import Labels
+from cdlib.graph import Op
+from cdlib.grouping.labels import Labels, unlabelled
 from cdlib.grouping.ops import is_pointwise
 from cdlib.grouping.walk_state import Walk
 
@@ -46,9 +46,4 @@ def no_rule(walk: Walk, op: Op, args: dict[str, Any]) -> list[Labels]:
         walk.freeze(walk.of(value), op.index, why)
         if value.kind == "parameter" and len(value.shape) > 1:  # a layer all the same: its rows are a group
             walk.emit(value, 0)
-    return [unlabelled(value, why) for value in op.outputs]
-
-
-def unlabelled(value: Value, why: str = "meets a dimension of fixed size") -> Labels:
-    """The labels of a tensor that cannot change."""
-    return Labels((None,) * len(value.shape), why)
+    return [unlabelled(value.shape, why) for value in op.outputs]

@@ -9,9 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cdlib.graph import Op
-from cdlib.grouping.labels import Axis, Labels
+from cdlib.grouping.labels import Axis, Labels, unlabelled
 from cdlib.grouping.rules.pointwise import broadcast
-from cdlib.grouping.rules.registry import rule, unlabelled
+from cdlib.grouping.rules.registry import rule
 from cdlib.grouping.walk_state import STRUCTURAL, Walk
 
 
@@ -23,7 +23,7 @@ def same(walk: Walk, op: Op, args: dict[str, Any]) -> Labels:
     found = walk.of(op.inputs[0])
     if op.outputs[0].shape != op.inputs[0].shape:
         walk.freeze(found, op.index, f"is moved around by {walk.place(op)}")
-        return unlabelled(op.outputs[0])
+        return unlabelled(op.outputs[0].shape)
     return found
 
 
@@ -66,7 +66,7 @@ def made(walk: Walk, op: Op, args: dict[str, Any]) -> list[Labels]:
     """A tensor with numbers of its own."""
     for value in op.inputs:
         walk.freeze(walk.of(value), op.index, f"has its size read by {walk.place(op)}")
-    return [unlabelled(value, "meets a constant of fixed size") for value in op.outputs]
+    return [unlabelled(value.shape, "meets a constant of fixed size") for value in op.outputs]
 
 
 # Dimensions in another order or shape.
@@ -104,7 +104,7 @@ def reshape(walk: Walk, op: Op, args: dict[str, Any]) -> Labels:
     axes, why = walk.of(source)
     if source.numel == 0 or source.numel != out.numel:
         walk.freeze(walk.of(source), op.index, f"is moved around by {walk.place(op)}")
-        return unlabelled(out)
+        return unlabelled(out.shape)
     result: list[Axis | None] = [None] * len(out.shape)
     for dims, outs in _blocks(source.shape, out.shape):
         if all(axes[dim] is None for dim in dims):
@@ -115,15 +115,12 @@ def reshape(walk: Walk, op: Op, args: dict[str, Any]) -> Labels:
         single = [dim for dim in dims if source.shape[dim] == 1]
         walk.freeze(Labels(axes), op.index, "is a single channel", single)
         labelled = [dim for dim in dims if dim not in single and axes[dim] is not None]
-        if len(labelled) > 1:
+        if len(labelled) > 1:  # one at most can carry the labels: that which is of a weight, if it is the only one
+            own = [dim for dim in labelled if not _is_uniform(walk, axes[dim])]
+            carrier = own if len(own) == 1 else []
             reason = f"{STRUCTURAL}: {walk.place(op)} merges it with another such dimension"
-            uniform = [dim for dim in labelled if _is_uniform(walk, axes[dim])]
-            walk.freeze(Labels(axes), op.index, reason, uniform or labelled)
-            labelled = [dim for dim in labelled if uniform and dim not in uniform]
-            if len(labelled) > 1:
-                walk.freeze(Labels(axes), op.index, reason, labelled)
-            if len(labelled) != 1:
-                continue
+            walk.freeze(Labels(axes), op.index, reason, [dim for dim in labelled if dim not in carrier])
+            labelled = carrier
         if labelled and (axis := axes[labelled[0]]) is not None:
             shape = [source.shape[dim] for dim in dims]
             place = [1] * len(dims)

@@ -16,25 +16,23 @@ from cdlib.grouping.walk_state import STRUCTURAL, Walk
 @rule("slice")
 def slice_(walk: Walk, op: Op, args: dict[str, Any]) -> Labels:
     """A range of one dimension."""
-    source = op.inputs[0]
-    axes, why = walk.of(source)
-    dim = args["dim"] % len(axes)
-    if (axis := axes[dim]) is None:
-        return Labels(axes, why)
-    if args["step"] not in (None, 1):
-        walk.ledger.freeze(axis.ids, op.index, f"{STRUCTURAL}: {walk.place(op)} takes every {args['step']}th of it")
-    part = axis.take(slice(args["start"], args["end"], args["step"]))
-    return Labels((*axes[:dim], part, *axes[dim + 1 :]), why)
+    found = walk.of(op.inputs[0])
+    dim, step = args["dim"] % len(found.axes), args["step"]
+    if (axis := found.axes[dim]) is None:
+        return found
+    if step not in (None, 1):
+        walk.ledger.freeze(axis.ids, op.index, f"{STRUCTURAL}: {walk.place(op)} takes every {step}th of it")
+    return found.replaced(dim, axis.take(slice(args["start"], args["end"], step)))
 
 
 @rule("select")
 def select(walk: Walk, op: Op, args: dict[str, Any]) -> Labels:
     """One index of a dimension: it has to stay."""
-    axes, why = walk.of(op.inputs[0])
-    dim = args["dim"] % len(axes)
-    if (axis := axes[dim]) is not None:
+    found = walk.of(op.inputs[0])
+    dim = args["dim"] % len(found.axes)
+    if (axis := found.axes[dim]) is not None:
         walk.ledger.freeze(axis.ids[[args["index"]]], op.index, f"is picked by its number by {walk.place(op)}")
-    return Labels((*axes[:dim], *axes[dim + 1 :]), why)
+    return found.replaced(dim)
 
 
 @rule("unbind")
@@ -43,18 +41,17 @@ def unbind(walk: Walk, op: Op, args: dict[str, Any]) -> list[Labels]:
     found = walk.of(op.inputs[0])
     dim = args["dim"] % len(found.axes)
     walk.freeze(found, op.index, f"{STRUCTURAL}: {walk.place(op)} takes it apart", [dim])
-    return [Labels((*found.axes[:dim], *found.axes[dim + 1 :]), found.why) for _ in op.outputs]
+    return [found.replaced(dim)] * len(op.outputs)
 
 
 @rule("split", "split_with_sizes", "chunk", "tensor_split")
 def split(walk: Walk, op: Op, args: dict[str, Any]) -> list[Labels]:
     """Consecutive ranges of a dimension."""
-    axes, why = walk.of(op.inputs[0])
-    dim = args["dim"] % len(axes)
-    start, result, whole = 0, [], axes[dim]
+    found = walk.of(op.inputs[0])
+    dim = args["dim"] % len(found.axes)
+    start, result, whole = 0, [], found.axes[dim]
     for value in op.outputs:
-        part = whole and whole.take(slice(start, start + value.shape[dim]))
-        result.append(Labels((*axes[:dim], part, *axes[dim + 1 :]), why))
+        result.append(found.replaced(dim, whole and whole.take(slice(start, start + value.shape[dim]))))
         start += value.shape[dim]
     return result
 
@@ -62,13 +59,13 @@ def split(walk: Walk, op: Op, args: dict[str, Any]) -> list[Labels]:
 @rule("glu")
 def glu(walk: Walk, op: Op, args: dict[str, Any]) -> Labels:
     """The first half of a dimension times the sigmoid of the second half."""
-    axes, why = walk.of(op.inputs[0])
-    dim = args["dim"] % len(axes)
-    if (axis := axes[dim]) is None:
-        return Labels(axes, why)
+    found = walk.of(op.inputs[0])
+    dim = args["dim"] % len(found.axes)
+    if (axis := found.axes[dim]) is None:
+        return found
     half = len(axis.ids) // 2
     walk.ledger.couple(axis.ids[:half], axis.ids[half:], op.index)
-    return Labels((*axes[:dim], axis.take(slice(half)), *axes[dim + 1 :]), why)
+    return found.replaced(dim, axis.take(slice(half)))
 
 
 @rule("cat", "concat", "concatenate")
@@ -121,10 +118,10 @@ def ordered(walk: Walk, op: Op, args: dict[str, Any]) -> list[Labels]:
     walk.freeze(found, op.index, f"{STRUCTURAL}: {walk.place(op)} depends on its order", dims)
     for other in op.inputs[1:]:
         walk.freeze(walk.of(other), op.index, f"is an index in {walk.place(op)}")
-    axes = tuple(None if dim in dims else axis for dim, axis in enumerate(found.axes))
-    places = tuple(axis and axis.known(False) for axis in axes)  # where the numbers were, as sort and topk return them
     new = (None,) * (len(op.outputs[0].shape) - rank)
-    return [Labels((places if k else axes) + new, found.why) for k in range(len(op.outputs))]
+    axes = tuple(None if dim in dims else axis for dim, axis in enumerate(found.axes))
+    labels = Labels(axes + new, found.why)
+    return [labels, *[labels.not_zero()] * (len(op.outputs) - 1)]  # sort and topk return the places of the numbers too
 
 
 @rule("index", "index_put_", "index_put", "_unsafe_index")

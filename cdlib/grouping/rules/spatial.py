@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import numpy as np
 
 from cdlib.graph import Op
-from cdlib.grouping.labels import Axis, Labels
-from cdlib.grouping.rules.registry import rule, unlabelled
+from cdlib.grouping.labels import Axis, Labels, unlabelled
+from cdlib.grouping.rules.registry import rule
 from cdlib.grouping.rules.reshape import fresh
 from cdlib.grouping.walk_state import STRUCTURAL, Walk
-
-
-def _spatial(name: str) -> int:
-    return int(next(part[-2] for part in name.split("_")[::-1] if part[-2:] in ("1d", "2d", "3d", "1D", "2D", "3D")))
-
 
 _POOLS = "max_pool{}_with_indices avg_pool{} _adaptive_avg_pool{} adaptive_avg_pool{} adaptive_max_pool{} max_pool{}"
 _SIZES = "upsample_nearest{} _upsample_nearest_exact{} reflection_pad{} replication_pad{}"
@@ -28,7 +24,7 @@ LOCAL += ["_upsample_bilinear2d_aa", "_upsample_bicubic2d_aa"]
 def local(walk: Walk, op: Op, args: dict[str, Any]) -> list[Labels]:
     """Every channel by itself; the last one, two or three dimensions are positions."""
     axes, why = walk.of(op.inputs[0])
-    first = len(axes) - _spatial(op.name.replace("_aa", "").replace("_with_indices", ""))
+    first = len(axes) - int(re.findall("([123])[dD]", op.name)[-1])
     walk.freeze(Labels(axes), op.index, f"{STRUCTURAL}: positions in {walk.place(op)}", range(first, len(axes)))
     return [Labels((*axes[:first], *[None] * (len(v.shape) - first)), why) for v in op.outputs]
 
@@ -41,7 +37,7 @@ def sampled(walk: Walk, op: Op, args: dict[str, Any]) -> list[Labels]:
     walk.freeze(Labels(axes), op.index, f"{STRUCTURAL}: positions in {walk.place(op)}", [0, *range(2, len(axes))])
     walk.freeze(walk.of(where), op.index, f"is a position in {walk.place(op)}")
     first = Labels((None, axes[1], *[None] * (len(out.shape) - 2)), why)
-    return [first, *(unlabelled(value) for value in op.outputs[1:])]
+    return [first, *(unlabelled(value.shape) for value in op.outputs[1:])]
 
 
 @rule("constant_pad_nd")
@@ -63,9 +59,8 @@ def pad(walk: Walk, op: Op, args: dict[str, Any]) -> Labels:
             continue
         whole = [fresh(walk, left, zero), axis, fresh(walk, right, zero)]
         result[-back] = Axis(*(np.concatenate(parts) for parts in zip(*whole, strict=True)))
-    if not zero:
-        result = [axis and axis.known(False) for axis in result]
-    return Labels(tuple(result), why)
+    labels = Labels(tuple(result), why)
+    return labels if zero else labels.not_zero()
 
 
 @rule("pixel_shuffle", "pixel_unshuffle", "channel_shuffle", "im2col", "col2im")

@@ -29,7 +29,8 @@ def find_groups(
     Parameters
     ----------
     model : nn.Module
-        Any network that runs. It is run once, in evaluation mode, and left as it was found.
+        Any network that runs. It is run once, in evaluation mode, with its hooks, in its own precision (whatever
+        `torch.autocast` is around the call), and left as it was found.
     example_input : tensor or tuple
         What the network is called with: a tensor, or a tuple of its positional arguments.
     kwargs : dict, optional

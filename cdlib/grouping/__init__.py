@@ -7,6 +7,7 @@ from cdlib.grouping.groups import Drop, Group, Groups, Key, Slice, check_groups,
 from cdlib.grouping.labels import Flags, Ids
 from cdlib.grouping.ops import arguments
 from cdlib.grouping.preconditions import check, check_batch
+from cdlib.grouping.propagation import follow
 from cdlib.grouping.reshape_choices import choose_reshapes
 from cdlib.grouping.rules import RULES
 from cdlib.grouping.walk_state import Walk
@@ -28,5 +29,6 @@ __all__ = [
     "choose_reshapes",
     "find_again",
     "find_groups",
+    "follow",
     "parameter_share",
 ]

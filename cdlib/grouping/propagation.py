@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from cdlib.graph import Graph, moved_after
 from cdlib.grouping.labels import Labels, unlabelled
-from cdlib.grouping.ops import Uses, arguments, uses
+from cdlib.grouping.ops import arguments, uses
 from cdlib.grouping.rules import reductions, rule_for, slicing
 from cdlib.grouping.rules.registry import no_rule
 from cdlib.grouping.walk_state import Walk
@@ -30,18 +30,17 @@ def propagate(
 ) -> Walk:
     """Walk once through a network, with the arguments of `Walk`."""
     walk = Walk(graph, splits, consumed_only, training)
-    _follow(walk, graph, walk.uses)
+    follow(walk, graph)
     if training is not None:
         found = len(walk.ledger.noticed)
-        after = moved_after(graph, training)
-        _follow(walk, after, uses(after))
+        follow(walk, moved_after(graph, training))
         del walk.ledger.noticed[found:]
     return walk
 
 
-def _follow(walk: Walk, graph: Graph, used: Uses) -> None:
+def follow(walk: Walk, graph: Graph) -> None:
     """Apply the rule of every operator. One whose result nobody uses has to run on, but no zero can change anything."""
-    ledger = walk.ledger
+    ledger, used = walk.ledger, walk.uses if graph is walk.graph else uses(graph)
     for op in graph.ops:
         frozen, noticed, lost = len(ledger.frozen), len(ledger.noticed), len(ledger.lost)
         if op.name in MAKERS or any(walk.labelled(value) for value in op.inputs):

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Container, Mapping
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -16,8 +15,6 @@ from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 from torch.nn.utils import prune
 
 from cdlib.errors import CdlibError
-from cdlib.graph import map_tensors
-from cdlib.surgery.rewriting.program import Held, Rewritten, Slot
 
 KINDS: dict[str, Any] = {"conv": nn.modules.conv._ConvNd, "linear": nn.Linear}
 
@@ -32,11 +29,10 @@ def layers_of(model: nn.Module, called: Container[str] | None = None) -> dict[st
     """The convolutions and linear layers of a network by name, without those that are known not to be called.
 
     A mask is applied when a layer is called. Known are the output projections of PyTorch's attention, whose weights are
-    read, and what is in a `Rewritten` module; or, if `called` is given, all that it does not contain.
+    read; or, if `called` is given, all that it does not contain.
     """
-    inner = {id(m) for outer in model.modules() if isinstance(outer, Rewritten) for m in outer.modules()}
     kinds = tuple(KINDS.values())
-    found = {name: m for name, m in model.named_modules() if isinstance(m, kinds) and id(m) not in inner}
+    found = {name: m for name, m in model.named_modules() if isinstance(m, kinds)}
     if called is None:
         return {name: layer for name, layer in found.items() if not isinstance(layer, NonDynamicallyQuantizableLinear)}
     return {name: layer for name, layer in found.items() if name in called}
@@ -86,9 +82,6 @@ def take_off(model: nn.Module) -> None:
     """Multiply the masks of a network in, in place, and remove them."""
     for module in model.modules():
         names = masks_of(module)
-        if isinstance(module, Rewritten):  # it has no hooks, but operators that do the same
-            names += {name for name in masked_in(module).values() if "." not in name}
-            _fold(module)
         for key in [k for k, h in module._forward_pre_hooks.items() if isinstance(h, prune.BasePruningMethod)]:
             del module._forward_pre_hooks[key]
         for name in names:
@@ -110,36 +103,3 @@ def magnitudes(name: str, layer: Any) -> Tensor:
         raise CdlibError(f"the weights of {name or type(layer).__name__} have {what}.")
     found = weight.abs()
     return found.to(torch.promote_types(found.dtype, torch.float32))
-
-
-def masked_in(module: Rewritten) -> dict[int, str]:
-    """The names of parameters that recorded operators multiply by masks, by the slots of the products."""
-    found = {}
-    for step in module.program.steps:
-        names = sorted(arg.name for arg in step.args if isinstance(arg, Held))  # x_mask comes before x_orig
-        if step.target is torch.ops.aten.mul.Tensor and len(names) == 2:
-            name = names[0].removesuffix("_mask")
-            if names == [f"{name}_mask", f"{name}_orig"]:
-                found[step.outputs[0]] = name
-    return found
-
-
-def _fold(module: Rewritten) -> None:
-    """Let recorded operators read parameters instead of their products with masks."""
-    products = masked_in(module)
-
-    def plain(leaf: Slot) -> Any:
-        return Held(products[leaf.number]) if leaf.number in products else leaf
-
-    program = module.program
-    steps = tuple(
-        replace(
-            step,
-            args=map_tensors(plain, step.args, Slot),
-            kwargs=map_tensors(plain, step.kwargs, Slot),
-            done_with=tuple(number for number in step.done_with if number not in products),
-        )
-        for step in program.steps
-        if step.outputs[0] not in products
-    )
-    module.program = replace(program, steps=steps, outputs=map_tensors(plain, program.outputs, Slot))

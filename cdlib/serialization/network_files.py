@@ -19,12 +19,11 @@ from cdlib.graph.tracing import ExampleInput
 from cdlib.grouping import find_groups
 from cdlib.models import RECIPE, build
 from cdlib.pruning.unstructured_pruning import permanent
-from cdlib.pruning.weight_masks import masked_in, put_on_like, refresh
+from cdlib.pruning.weight_masks import put_on_like, refresh
 from cdlib.serialization import archive
 from cdlib.serialization import state as contents
 from cdlib.surgery import history
 from cdlib.surgery.removal import HISTORY, cut, rewritten, shrink
-from cdlib.surgery.rewriting.program import Rewritten
 from cdlib.text import one_line
 from cdlib.torch_state import tensors_of, tied
 
@@ -58,8 +57,8 @@ def save(model: nn.Module, path: str | Path) -> None:
     ------
     CdlibError
         If the network holds something else than tensors (a quantised or compiled one does), tensors without values, of
-        a type that safetensors lacks or that share memory without being the same, a module that was cut by itself, or
-        masks in a module that was rewritten; or if the file cannot be written.
+        a type that safetensors lacks or that share memory without being the same, or a module that was cut by itself;
+        or if the file cannot be written.
 
     Examples
     --------
@@ -68,11 +67,6 @@ def save(model: nn.Module, path: str | Path) -> None:
     """
     contents.check(model)
     archive.check_types(tensors_of(model).values())
-    if any(isinstance(module, Rewritten) and masked_in(module) for module in model.modules()):
-        raise CdlibError(
-            f"{type(model).__name__} had masks when code of it was rewritten: take them off with "
-            "cdlib.pruning.permanent, then save it."
-        )
     file = Path(path).expanduser()
     archive.check_place(file)
     tensors = {name: contents.packed(tensor) for name, tensor in tensors_of(model).items()}

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from cdlib.errors import CdlibError
 from cdlib.grouping import Ids
+from cdlib.surgery import Rewritten
 from cdlib.surgery.removal import HISTORY
-from cdlib.surgery.rewriting.program import Rewritten
 from cdlib.torch_state import check_network, sharing, tensors_of, tied
 
 

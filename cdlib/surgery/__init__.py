@@ -5,9 +5,11 @@ from __future__ import annotations
 from cdlib.surgery.exactness import Exactness, check_exact, difference, random_like, randomised
 from cdlib.surgery.masked_reference import masked
 from cdlib.surgery.removal import copied, cut, remove, rewritten, slices_of, zero
+from cdlib.surgery.rewriting.module import Rewritten
 
 __all__ = [
     "Exactness",
+    "Rewritten",
     "check_exact",
     "copied",
     "cut",

@@ -2,7 +2,7 @@
 
 `remove` cuts the slices of the units out of a copy of the network and then *runs* the copy, comparing every operator
 with what the labels predict. Where the Python code of a module does not follow (it asserts the old width, or computes a
-scale from the new one), that module is replaced by a `cdlib.surgery.rewriting.program.Rewritten`, which runs the
+scale from the new one), that module is replaced by a `cdlib.surgery.rewriting.module.Rewritten`, which runs the
 recorded operators. So a network comes out that computes what it should, or an error.
 """
 
@@ -21,6 +21,7 @@ from cdlib.grouping import Drop, Group, Groups, Ids, Key, check_batch, check_gro
 from cdlib.surgery.attributes import Guesses, adjust, own_tensors
 from cdlib.surgery.history import note
 from cdlib.surgery.prediction import Prediction, first_difference, gone
+from cdlib.surgery.rewriting.module import Rewritten
 from cdlib.surgery.rewriting.rewriter import Rewriter
 from cdlib.text import one_line
 from cdlib.torch_state import tensors_of
@@ -148,6 +149,7 @@ def cut(model: nn.Module, groups: Groups, slices: Mapping[Key, Ids]) -> nn.Modul
         guesses.undo(module)
         small = rewriter.rewrite(small, module, error)
         prediction, args = rewriter.prediction, rewriter.args
+    rewriter.finish(small)
     done = note(model, inputs, slices, rewritten(small), guesses.made)
     setattr(small, HISTORY, [*getattr(model, HISTORY, []), done])
     return small
@@ -196,6 +198,4 @@ def shrink(model: nn.Module, slices: Mapping[Key, Ids]) -> None:
 
 def rewritten(model: nn.Module) -> list[str]:
     """The names of the modules of a network whose Python code was replaced by recorded operators."""
-    from cdlib.surgery.rewriting.program import Rewritten
-
     return [name for name, module in model.named_modules() if isinstance(module, Rewritten)]

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from torch import nn
 
 from cdlib.errors import CdlibError
 from cdlib.graph import Graph, Inputs, record
-from cdlib.grouping import Ids, choose_reshapes
+from cdlib.grouping import Ids, Key, choose_reshapes
 from cdlib.surgery.prediction import Prediction, gone
-from cdlib.surgery.rewriting.program import Rewritten
-from cdlib.surgery.rewriting.writer import NotPossible, Writer, inside
+from cdlib.surgery.rewriting.module import Rewritten
+from cdlib.surgery.rewriting.recording import NotPossible, Recording, Unchanged, by_itself, placed, values
+from cdlib.surgery.rewriting.writer import Writer
 from cdlib.text import one_line
 
 
@@ -22,7 +23,7 @@ class Rewriter:
         self,
         model: nn.Module,
         inputs: Inputs,
-        slices: Mapping[tuple[str, int], Ids],
+        slices: Mapping[Key, Ids],
         training: Graph | None,
     ) -> None:
         self._model, self._inputs, self._slices = model, inputs, slices
@@ -30,6 +31,9 @@ class Rewriter:
         self._recorded: list[Prediction] = []
         self._done: set[str] = set()
         self.args = inputs.repeated(2)
+        first: dict[int, str] = {}
+        held = (*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False))
+        self._first = {name: first.setdefault(id(tensor), name) for name, tensor in held}
 
     @property
     def prediction(self) -> Prediction:
@@ -48,16 +52,13 @@ class Rewriter:
         """
         if not self._recorded:
             self._recorded = [self._record(samples) for samples in (2, 3)]
-        why = f"{type(error).__name__}: {error}" if error else "its Python code computes something else"
+        why = one_line(error) if error else "its Python code computes something else"
         while True:
-            if name not in self._done and all(not done or not name.startswith(f"{done}.") for done in self._done):
+            if name not in self._done:
                 kind = type(self._model.get_submodule(name))
-                same = [
-                    other
-                    for other, module in self._model.named_modules()
-                    if type(module) is kind and self._affected(other)
-                ]
-                same = [other for other in same if not any(inside(other, outer) for outer in same)]
+                same = [other for other, module in self._model.named_modules() if type(module) is kind]
+                same = [other for other in same if self._affected(other)]
+                same = [other for other in same if not any(_inside(other, outer) for outer in same)]
                 try:
                     for other in dict.fromkeys([name, *same]):
                         if other not in self._done:
@@ -66,13 +67,11 @@ class Rewriter:
                 except NotPossible as problem:
                     why = str(problem)
             if not name:
-                line = " ".join(why.split())
-                raise CdlibError(f"{type(self._model).__name__} cannot be cut so that it computes the same ({line}).")
+                raise CdlibError(f"{type(self._model).__name__} cannot be cut so that it computes the same ({why}).")
             name = name.rpartition(".")[0]
 
     def _record(self, samples: int) -> Prediction:
-        args = self._inputs.repeated(samples)
-        graph, error = record(self._model, args)
+        graph, error = record(self._model, self._inputs.repeated(samples))
         if error is not None:
             raise CdlibError(
                 f"{type(self._model).__name__} has code that does not follow the new widths, and cannot be rewritten, "
@@ -91,15 +90,15 @@ class Rewriter:
         )
 
     def _replace(self, small: nn.Module, name: str) -> nn.Module:
-        two, three = self._recorded
-        calls = [[call for call in p.graph.calls if call.module == name] for p in (two, three)]
+        calls = [[Recording(p, p.graph, c) for c in p.graph.calls if c.module == name] for p in self._recorded]
         if not calls[0] or len(calls[0]) != len(calls[1]):
             raise NotPossible(f"{name or 'the network'} is not called the same way for every number of samples")
-        made = [Writer(name, two, three, a, b) for a, b in zip(*calls, strict=True)]
-        if any(writer.program != made[0].program for writer in made[1:]):
-            raise NotPossible(f"{name} is called for inputs of several sizes")
         original = small.get_submodule(name)
-        new = Rewritten(original, made[0].program, made[0].constants)
+        written = [self._written(name, both, original) for both in zip(*calls, strict=True)]
+        if any((writer.code, writer.shapes) != (written[0].code, written[0].shapes) for writer in written[1:]):
+            raise NotPossible(f"{name} is called for inputs of several sizes")
+        new = Rewritten(original, written[0].shapes, written[0].code)
+        new.keep(written[0].constants)
         self._done.add(name)
         if not name:
             return new
@@ -108,3 +107,50 @@ class Rewriter:
                 if child is original:
                     module._modules[key] = new
         return small
+
+    def _written(self, name: str, both: Sequence[Recording], module: nn.Module) -> Writer:
+        """The code of a module from its recordings with two and with three samples; `module` will run it."""
+        held = self._model.get_submodule(name)
+        own = [*held.named_parameters(remove_duplicate=False), *held.named_buffers(remove_duplicate=False)]
+        prefix = f"{name}." if name else ""
+        alone = both[0].name != name
+        names = {local if alone else self._first[prefix + local]: local for local, _ in reversed(own)}
+        return Writer(both[0], both[1], names, module)
+
+    def finish(self, small: nn.Module) -> None:
+        """Give the modules that were rewritten their code for training mode, where there can be one."""
+        for name in sorted(self._done):
+            module = small.get_submodule(name)
+            assert isinstance(module, Rewritten)
+            try:
+                module.trains(self._in_training(name, module))
+            except NotPossible as problem:
+                module.trains("", str(problem))
+
+    def _in_training(self, name: str, module: Rewritten) -> str:
+        """The code of a module for training mode: that for inference, if what it runs is the same.
+
+        Else it is recorded by itself, and tried.
+        """
+        original, on_meta = self._model.get_submodule(name), self.prediction.graph.on_meta
+        inference = [Recording(p, p.graph, next(c for c in p.graph.calls if c.module == name)) for p in self._recorded]
+        alone = [by_itself(original, r, on_meta=on_meta, sizes=Unchanged(r.graph)) for r in inference]
+        plain = [Recording(Unchanged(graph), graph, graph.calls[-1]) for graph in alone]
+        full = [Recording(Unchanged(r.graph), r.graph, r.call) for r in inference]
+        code = [self._written(name, both, original).code for both in (plain, full)]
+        if code[0] == code[1]:
+            return module.code
+        found = [placed(r, graph, self._slices, self._first) for r, graph in zip(inference, alone, strict=True)]
+        writer = self._written(name, found, module)
+        module.trains(writer.code)
+        module.keep(writer.constants)
+        result = by_itself(module, found[0], on_meta=on_meta, sizes=found[0].prediction)
+        shapes = [found[0].prediction.shape(value) for value in values(found[0].call.outputs)]
+        if [value.shape for value in result.outputs] != shapes:
+            raise NotPossible("its results would have other shapes")
+        return writer.code
+
+
+def _inside(name: str, outer: str) -> bool:
+    """Whether a module is inside another, by their names."""
+    return name != outer and (not outer or name.startswith(f"{outer}."))

@@ -1,157 +1,218 @@
-"""Write the program of a module from recordings of the network with two and with three samples.
+"""Write the code of a module from recordings of one call of it with two and with three samples.
 
-What is the same in both is fixed; a size that differs counts samples.
+What is the same in both is fixed; a size that differs counts samples. Submodules are called, operators of the module's
+own code are written out. The code is that of a `torch.fx.Graph`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import itertools
+import operator
+from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, fx, nn
 
-from cdlib.graph import Call, Op, Value, leaves, map_tensors
-from cdlib.surgery.prediction import Prediction
-from cdlib.surgery.rewriting.program import Device, Held, PerSample, Program, Slot, Step, attention
+from cdlib.graph import Call, Op, Value, map_tensors
+from cdlib.surgery.rewriting.module import PerSample
+from cdlib.surgery.rewriting.recording import NotPossible, Recording, values
 
 _SKIPPED = {"as_strided_", "empty"}
 
 
-class NotPossible(Exception):
-    """A module cannot be rewritten by itself."""
-
-
 class Writer:
-    """Makes the program of one call of a module from recordings with two and with three samples."""
+    """Writes the code of one call of a module.
 
-    def __init__(self, name: str, two: Prediction, three: Prediction, call: Call, other: Call) -> None:
-        self.name, self.two, self.three = name, two, three
+    `names` gives the module's own names of its parameters and buffers by their names in the recordings; `module` is the
+    one that will run it.
+
+    Attributes
+    ----------
+    code : str
+        A function of the module, the number of samples and the tensors among its arguments.
+    shapes : tuple
+        Of those tensors.
+    constants : dict
+        The other tensors that the code reads, by names that the module does not have.
+
+    Raises
+    ------
+    NotPossible
+        If the code would depend on something else than inputs and parameters.
+    """
+
+    def __init__(self, two: Recording, three: Recording, names: Mapping[str, str], module: nn.Module) -> None:
+        self._two, self._three, self._names, self._module = two, three, names, module
         self.constants: dict[str, Tensor] = {}
-        self._slots: dict[int, int] = {}
-        inputs = [v for v in leaves(call.inputs) if isinstance(v, Value)]
-        others = [v for v in leaves(other.inputs) if isinstance(v, Value)]
-        if call.stop - call.start != other.stop - other.start or len(inputs) != len(others):
-            raise NotPossible(f"{name or 'the network'} does not run the same operators for every number of samples")
-        shapes = tuple(
-            tuple(_size(a, b) for a, b in zip(two.shape(x), three.shape(y), strict=True))
+        self._called = two.name or "the network"
+        inputs, others = two.inputs(), three.inputs()
+        if two.call.stop - two.call.start != three.call.stop - three.call.start or len(inputs) != len(others):
+            raise self._differs()
+        self.shapes = tuple(
+            tuple(_size(a, b) for a, b in zip(two.prediction.shape(x), three.prediction.shape(y), strict=True))
             for x, y in zip(inputs, others, strict=True)
         )
-        slots = tuple(self._slot(value) for value in inputs)
-        steps = [step for item in self._events(call, other) if (step := self._step(*item))]
-        outputs = map_tensors(self._leaf, call.outputs, Value)
-        self.program = Program(shapes, slots, _with_ends(steps, outputs), outputs, tuple(self.constants))
+        self._graph, self._nodes, self._sizes = fx.Graph(), dict[int, fx.Node](), dict[PerSample, fx.Node]()
+        self._samples = self._graph.placeholder("samples")
+        given = [self._graph.placeholder(f"x{k}" if k else "x") for k in range(len(inputs))]
+        self._nodes.update({value.index: node for value, node in zip(inputs, given, strict=True)})
+        floats = [k for k, value in enumerate(inputs) if value.dtype.is_floating_point]
+        self._dtype = inputs[floats[0]].dtype if floats else None
+        self._of_input: dict[str, Any] = {
+            "dtype": given[floats[0]] if floats else None,
+            "device": given[0] if given else None,
+        }
+        self._body()
+        self._graph.output(map_tensors(self._leaf, two.call.outputs, Value))
+        self.code = self._graph.python_code("self").src.strip() + "\n"
 
-    def _slot(self, value: Value) -> int:
-        return self._slots.setdefault(value.index, len(self._slots))
+    def _body(self) -> None:
+        two, three = self._two, self._three
+        children = list(zip(two.children(), three.children(), strict=False))
+        shift, at = three.call.start - two.call.start, two.call.start
+        for child, other in (*children, (None, None)):
+            stop = two.call.stop if child is None else child.start
+            for k in range(at, stop):
+                self._operator(two.graph.ops[k], three.graph.ops[k + shift])
+            if child is not None and other is not None:
+                if (child.module, child.start + shift, child.stop + shift) != (other.module, other.start, other.stop):
+                    raise self._differs()
+                self._child(child, other)
+                at = child.stop
 
-    def _events(self, call: Call, other: Call) -> Iterator[tuple[Op | Call, Op | Call]]:
-        """The operators, and between them the modules that do nothing at inference."""
-        idle = [c for c in self.two.graph.calls if call.start <= c.start == c.stop <= call.stop and self._is_idle(c)]
-        for at in range(call.start, call.stop + 1):
-            for each in idle:
-                if each.start == at:
-                    yield each, each
-            if at < call.stop:
-                yield self.two.graph.ops[at], self.three.graph.ops[at - call.start + other.start]
+    def _child(self, call: Call, other: Call) -> None:
+        """Call a submodule."""
+        (args, kwargs), name = self._merge(call.inputs, other.inputs), call.module
+        local = name[len(self._two.name) + 1 :] if self._two.name else name
+        self._take(self._graph.call_module(local, args, kwargs), call.outputs)
 
-    def _is_idle(self, call: Call) -> bool:
-        inputs = [v for v in leaves(call.inputs) if isinstance(v, Value)]
-        return inside(call.module, self.name) and isinstance(call.outputs, Value) and inputs == [call.outputs]
+    def _take(self, node: fx.Node, nest: Any) -> None:
+        """Note that a node is a value, or a nest of them."""
+        if isinstance(nest, Value):
+            self._nodes[nest.index] = node
+        elif isinstance(nest, tuple | list | dict):
+            for key, item in nest.items() if isinstance(nest, dict) else enumerate(nest):
+                if values(item):
+                    self._take(self._graph.call_function(operator.getitem, (node, key)), item)
 
-    def _step(self, op: Op | Call, other: Op | Call) -> Step | None:
-        if isinstance(op, Call):
-            if not isinstance(op.outputs, Value) or op.outputs.index not in self._slots:
-                return None
-            return Step(self._local(op.module), (), {}, (self._slot(op.outputs),))
-        assert isinstance(other, Op)
+    def _operator(self, op: Op, other: Op) -> None:
         if op.target is not other.target:
-            raise NotPossible(
-                f"{self.name or 'the network'} does not run the same operators for every number of samples"
-            )
-        if op.target.namespace == "profiler":
-            return None
+            raise self._differs()
+        if op.target.namespace == "profiler" or self._is_masked(op):
+            return
         if op.name in _SKIPPED and (op.name != "empty" or not op.outputs[0].numel):
-            return None
-        args, others = self.two.arguments(op), self.three.arguments(other)
-        target = _target(op)
-        merged = {key: self._merge(args[key], others[key]) for key in args}
+            return
+        merged = self._merge(self._two.prediction.arguments(op), self._three.prediction.arguments(other))
         if merged.get("device") is not None:
-            merged["device"] = Device()
+            merged["device"] = self._attribute("device")
+        target = _target(op)
         if target is torch.ops.aten.reshape.default:
             merged["shape"] = merged.pop("size")
-        positional: tuple[Any, ...] = ()
-        if target is not attention:
-            names = [a.name for a in target._schema.arguments if not a.kwarg_only]
-            positional = tuple(merged.pop(name) for name in names if name in merged and name != "training")
-            if "training" in names:
-                split = names.index("training")
-                positional, after = positional[:split], positional[split:]
-                merged |= dict(zip(names[split + 1 :], after, strict=True))
-        outputs = tuple(self._slot(value) for value in op.outputs)
-        follows = merged.get("training") is False  # saved statistics at inference, those of the batch while training
-        return Step(target, positional, merged, outputs, self._local(op.module) if follows else None)
+        schema = op.target._schema if target is attention else target._schema
+        args: list[Any] = []
+        kwargs: dict[str, Any] = {}
+        for argument in schema.arguments:
+            value = merged[argument.name]
+            if argument.has_default_value() and not _has_node(value) and value == argument.default_value:
+                continue
+            if argument.kwarg_only or kwargs or len(args) < schema.arguments.index(argument):
+                kwargs[argument.name] = value
+            else:
+                args.append(value)
+        node = self._graph.call_function(target, tuple(args), kwargs)
+        outputs = op.outputs
+        self._take(node, outputs[0] if len(outputs) == 1 and not _returns_list(op) else outputs)
 
-    def _local(self, module: str) -> str:
-        return module if not self.name else module[len(self.name) + 1 :]
+    def _is_masked(self, op: Op) -> bool:
+        """Whether an operator multiplies a parameter and its mask (`torch.nn.utils.prune`), as a hook then does."""
+        names = sorted(self._names.get(value.name, "") for value in op.inputs)
+        name = names[0].removesuffix("_mask") if names else ""
+        if op.name != "mul" or names != [f"{name}_mask", f"{name}_orig"] or "." in name:
+            return False
+        self._nodes[op.outputs[0].index] = self._graph.get_attr(name)
+        return True
 
     def _merge(self, a: Any, b: Any) -> Any:
+        """What stands in the code for an argument seen with two samples and with three."""
         if isinstance(a, Value):
             return self._leaf(a)
+        if type(a) is not type(b):
+            raise self._differs("computes a number from the number of samples")
+        if isinstance(a, list | tuple | dict) and len(a) != len(b):
+            raise self._differs()
         if isinstance(a, list | tuple):
             return type(a)(self._merge(x, y) for x, y in zip(a, b, strict=True))
+        if isinstance(a, dict):
+            return {key: self._merge(a[key], b[key]) for key in a}
         if type(a) is int:
-            return _size(a, b)
-        if type(a) is not type(b) or (a != b and a == a):
-            raise NotPossible(f"{self.name or 'the network'} computes a number from the number of samples")
+            return self._of_samples(_size(a, b))
+        if isinstance(a, torch.dtype) and a == self._dtype:
+            return self._attribute("dtype")
+        if a != b and a == a:
+            raise self._differs("computes a number from the number of samples")
         return a
 
-    def _leaf(self, value: Value) -> Slot | Held:
-        if value.index in self._slots:
-            return Slot(self._slots[value.index])
-        if value.kind in ("parameter", "buffer") and value.index < self.two.graph.inputs[0].index:
-            inside = value.name.startswith(f"{self.name}.") or not self.name
-            if inside:
-                return Held(value.name[len(self.name) + 1 :] if self.name else value.name)
-        if value.index in self.two.graph.constants:
-            name = f"_constant_{value.index}"
-            self.constants[name] = self.two.graph.constants[value.index].detach().clone()
-            return Held(name)
-        raise NotPossible(f"{self.name} uses a tensor that was computed outside of it")
+    def _of_samples(self, size: int | PerSample) -> Any:
+        if not isinstance(size, PerSample):
+            return size
+        if size not in self._sizes:
+            node = self._samples
+            for function, number, nothing in ((operator.mul, size.each, 1), (operator.add, size.fixed, 0)):
+                node = node if number == nothing else self._graph.call_function(function, (node, number))
+            self._sizes[size] = node
+        return self._sizes[size]
+
+    def _attribute(self, name: str) -> Any:
+        """The type or the device of the inputs (the recording knows no device)."""
+        if self._of_input[name] is None:
+            raise NotPossible(f"{self._called} makes a tensor and takes none, whose {name} it could have")
+        return self._graph.call_function(getattr, (self._of_input[name], name))
+
+    def _leaf(self, value: Value) -> fx.Node:
+        if value.index in self._nodes:
+            return self._nodes[value.index]
+        held = self._two.prediction.graph.inputs[0].index
+        if value.kind in ("parameter", "buffer") and value.index < held and value.name in self._names:
+            return self._graph.get_attr(self._names[value.name])
+        if value.index in self._two.graph.constants:
+            names = (f"_constant_{k}" for k in itertools.count())
+            name = next(n for n in names if not hasattr(self._module, n) and n not in self.constants)
+            self.constants[name] = self._two.graph.constants[value.index].detach().clone()
+            self._nodes[value.index] = self._graph.get_attr(name)
+            return self._nodes[value.index]
+        raise NotPossible(f"{self._called} uses a tensor that was computed outside of it")
+
+    def _differs(self, what: str = "does not run the same operators for every number of samples") -> NotPossible:
+        return NotPossible(f"{self._called} {what}")
+
+
+def attention(**arguments: Any) -> Tensor:
+    """Stands for `scaled_dot_product_attention`, which code looks up when it runs: a recording sees one operator."""
+    raise NotImplementedError
+
+
+attention.__module__, attention.__name__ = "torch.nn.functional", "scaled_dot_product_attention"
 
 
 def _target(op: Op) -> Any:
-    aten = torch.ops.aten
     if op.name in ("view", "_unsafe_view", "_reshape_alias"):
-        return aten.reshape.default
+        return torch.ops.aten.reshape.default
     if op.name == "split":
-        return aten.split_with_sizes.default
+        return torch.ops.aten.split_with_sizes.default
     return attention if op.name == "scaled_dot_product_attention" else op.target
+
+
+def _returns_list(op: Op) -> bool:
+    return isinstance(op.target._schema.returns[0].type, torch.ListType)
+
+
+def _has_node(nest: Any) -> bool:
+    found: list[fx.Node] = []
+    map_tensors(found.append, nest, fx.Node)
+    return bool(found)
 
 
 def _size(a: int, b: int) -> int | PerSample:
     """The size of which `a` is seen with two samples and `b` with three."""
     return a if a == b else PerSample(a - 2 * (b - a), b - a)
-
-
-def _with_ends(steps: list[Step], outputs: Any) -> tuple[Step, ...]:
-    """Note after which step a tensor is not needed any more."""
-    needed = {leaf.number for leaf in _places(outputs)}
-    found: list[Step] = []
-    for step in reversed(steps):
-        used = {leaf.number for leaf in _places((step.args, step.kwargs))} | set(step.outputs)
-        ends = () if isinstance(step.target, str) else tuple(sorted(used - needed))
-        needed |= used
-        found.append(Step(step.target, step.args, step.kwargs, step.outputs, step.follows, ends))
-    return tuple(reversed(found))
-
-
-def _places(tree: Any) -> list[Slot]:
-    found: list[Slot] = []
-    map_tensors(found.append, tree, Slot)
-    return found
-
-
-def inside(name: str, outer: str) -> bool:
-    """Whether a module is inside another, by their names."""
-    return name != outer and (not outer or name.startswith(f"{outer}."))

@@ -1,0 +1,140 @@
+"""A module that runs code written from a recording, in place of Python code that does not follow new widths.
+
+A `Rewritten` module keeps the parameters, buffers and submodules of the module in whose place it stands, under the same
+names. It does what the recording did, for inputs of the same size but any number of samples.
+`cdlib.surgery.rewriting.writer` writes its code, `cdlib.surgery.rewriting.rewriter` decides where some is needed.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.prune import BasePruningMethod
+
+from cdlib.errors import CdlibError
+from cdlib.graph import tensors
+
+
+class PerSample(NamedTuple):
+    """A size that depends on the number of samples: ``fixed + each * samples``."""
+
+    fixed: int
+    each: int
+
+
+Shape = tuple[int | PerSample, ...]
+
+
+class Rewritten(nn.Module):
+    """A module that runs recorded operators, with the tensors and submodules of the one in whose place it stands.
+
+    Takes what that took, for inputs of the size that it was recorded with and any number of samples; raises
+    `CdlibError` for other sizes, and in training mode if it could not be recorded in it.
+
+    Attributes
+    ----------
+    stands_for : str
+        The class of the module in whose place it is.
+    code, training_code : str
+        The Python function that it runs at inference and in training mode (empty if there is none).
+    why_not : str
+        Why there is none.
+    """
+
+    def __init__(self, original: nn.Module, shapes: tuple[Shape, ...], code: str) -> None:
+        super().__init__()
+        mine = set(vars(nn.Module()))
+        vars(self).update({name: value for name, value in vars(original).items() if name not in mine})
+        self._parameters, self._buffers, self._modules = original._parameters, original._buffers, original._modules
+        self._non_persistent_buffers_set = original._non_persistent_buffers_set
+        hooks = original._forward_pre_hooks.items()
+        self._forward_pre_hooks.update((k, hook) for k, hook in hooks if isinstance(hook, BasePruningMethod))
+        if isinstance(original, nn.MultiheadAttention):
+            self._qkv_same_embed_dim = False  # else PyTorch's transformer layers pass by it, to a fused kernel
+        self.training = original.training
+        self.stands_for = getattr(original, "stands_for", type(original).__name__)
+        self.shapes, self.code, self.training_code, self.why_not = shapes, code, "", ""
+        self._run = _function(code)
+        self._run_in_training: Callable[..., Any] | None = None
+
+    def trains(self, code: str, why_not: str = "") -> None:
+        """Give it the code for training mode, or the reason why there is none."""
+        self.training_code, self.why_not = code, why_not
+        self._run_in_training = _function(code) if code else None
+
+    def keep(self, constants: Mapping[str, Tensor]) -> None:
+        """Give it the constants that its code reads."""
+        for name, value in constants.items():
+            self.register_buffer(name, value, persistent=False)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Everything but the functions, of which there is the code."""
+        return {name: value for name, value in vars(self).items() if name not in ("_run", "_run_in_training")}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """The module again, with its functions."""
+        super().__setstate__(state)
+        self._run = _function(self.code)
+        self.trains(self.training_code, self.why_not)
+
+    def extra_repr(self) -> str:
+        """What it stands for and for which sizes."""
+        shapes = ("x".join("N" if isinstance(n, PerSample) else str(n) for n in shape) for shape in self.shapes)
+        return f"in place of {self.stands_for}, for inputs of {', '.join(shapes)}"
+
+    def train(self, mode: bool = True) -> Rewritten:
+        """Set the mode, as any module does.
+
+        Raises
+        ------
+        CdlibError
+            For training mode, if there is no code for it.
+        """
+        if mode:
+            self._check_training()
+        return super().train(mode)
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """Run the code."""
+        given = tensors((args, kwargs))
+        samples = self._samples([tuple(t.shape) for t in given])
+        if not self.training:
+            return self._run(self, samples, *given)
+        self._check_training()
+        assert self._run_in_training is not None
+        return self._run_in_training(self, samples, *given)
+
+    def _check_training(self) -> None:
+        if not self.training_code:
+            raise CdlibError(
+                f"{self.stands_for} was rewritten for inference when it was cut, and could not be for training "
+                f"({self.why_not}): call .eval() before it runs, or change its code to follow widths."
+            )
+
+    def _samples(self, shapes: list[tuple[int, ...]]) -> int:
+        samples = 1
+        for given, shape in zip(shapes, self.shapes, strict=False):
+            for size, want in zip(given, shape, strict=False):
+                if isinstance(want, PerSample):
+                    samples = (size - want.fixed) // want.each
+        fits = [
+            tuple(n.fixed + n.each * samples if isinstance(n, PerSample) else n for n in shape) for shape in self.shapes
+        ]
+        if not torch.jit.is_tracing() and shapes != fits:  # type: ignore[attr-defined]
+            raise CdlibError(
+                f"{self.stands_for} was rewritten for inputs of shape {', '.join(map(str, fits))} and got "
+                f"{', '.join(map(str, shapes))}: call the network with the size of the example it was pruned with."
+            )
+        return samples
+
+
+def _function(code: str) -> Callable[..., Any]:
+    """The function that some code defines."""
+    space: dict[str, Any] = {"torch": torch, "device": torch.device, "inf": math.inf, "nan": math.nan}
+    exec(compile(code, "<rewritten>", "exec"), space)
+    found: Callable[..., Any] = space["forward"]
+    return found

@@ -1,0 +1,158 @@
+"""Recordings of one call of a module: at inference, out of that of the network, and in training mode by itself."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from itertools import takewhile
+from typing import Any, NamedTuple
+
+import torch
+from torch import nn
+
+from cdlib.errors import CdlibError
+from cdlib.graph import Call, Graph, Inputs, Op, Value, leaves, map_tensors, run
+from cdlib.grouping import Ids, Key, follow
+from cdlib.surgery.prediction import Prediction, gone
+from cdlib.text import one_line
+
+
+class NotPossible(Exception):
+    """A module cannot be rewritten by itself."""
+
+
+class Recording(NamedTuple):
+    """One call of a module: what ran, the call, and what is predicted of it."""
+
+    prediction: Prediction
+    graph: Graph
+    call: Call
+
+    @property
+    def name(self) -> str:
+        """The module's name in the recording."""
+        return self.call.module
+
+    def inputs(self) -> list[Value]:
+        """The tensors that the module was called with."""
+        return values(self.call.inputs)
+
+    def children(self) -> list[Call]:
+        """The calls of its submodules that can stand in its code as calls, in their order; none inside another one."""
+        calls = self.graph.calls
+        before = reversed(calls[: calls.index(self.call)])
+        found: list[Call] = []
+        for call in takewhile(lambda c: c.start >= self.call.start and c.module != self.name, before):
+            nested = any(call.start >= c.start and (call.stop > call.start or _inside(call, c.module)) for c in found)
+            if not nested and _inside(call, self.name) and self._stands_alone(call):
+                found.append(call)
+        return found[::-1]
+
+    def _stands_alone(self, call: Call) -> bool:
+        """Whether what a submodule reads is in its arguments and what is read of it later is in its results."""
+        plain = Value | bool | int | float | str | torch.dtype | torch.device | None
+        nests = [call.inputs, call.outputs]
+        found = leaves(nests)
+        if any(not isinstance(leaf, plain) for leaf in found) or self.graph.modules[call.module]._forward_hooks:
+            return False
+        if len(values(nests)) < sum(isinstance(leaf, Value) for leaf in found):
+            return False
+        ops, ran = self.graph.ops, self.graph.ops[call.start : call.stop]
+        given, returned = ({v.index for v in values(nest)} for nest in nests)
+        before = {v.index for op in ops[self.call.start : call.start] for v in op.outputs}
+        before |= {v.index for v in self.inputs()}
+        made = {v.index for op in ran for v in op.outputs} - before
+        read = {v.index for op in ran for v in op.inputs}
+        later = {v.index for op in ops[call.stop : self.call.stop] for v in op.inputs}
+        later |= {v.index for v in values(self.call.outputs)}
+        return not (read & before - given) and not (made & later - returned)
+
+
+def values(nest: Any) -> list[Value]:
+    """The values in nested tuples, lists and dictionaries (`leaves` finds those in dataclasses too)."""
+    found: list[Value] = []
+    map_tensors(found.append, nest, Value)
+    return found
+
+
+def _inside(call: Call, name: str) -> bool:
+    return call.module != name and (not name or call.module.startswith(f"{name}."))
+
+
+class Unchanged(Prediction):
+    """A network from which nothing is gone."""
+
+    def __init__(self, graph: Graph) -> None:
+        self.graph = graph
+
+    def kept(self, value: Value, dim: int) -> None:
+        """All indices stay."""
+
+
+def by_itself(module: nn.Module, recorded: Recording, *, on_meta: bool, sizes: Prediction) -> Graph:
+    """Run a module in training mode on inputs of the shapes that it had in a recording.
+
+    Raises
+    ------
+    NotPossible
+        If it raises.
+    """
+    device = next((t.device for t in (*module.parameters(), *module.buffers())), torch.device("cpu"))
+    given = {v.index: torch.zeros(sizes.shape(v), dtype=v.dtype, device=device) for v in recorded.inputs()}
+    args, kwargs = map_tensors(lambda v: given[v.index], recorded.call.inputs, Value)
+    graph, error = run(module, Inputs(tuple(args), kwargs, None), on_meta=on_meta, training=True)
+    if error is not None:
+        raise NotPossible(one_line(error))
+    return graph
+
+
+def placed(recorded: Recording, alone: Graph, slices: Mapping[Key, Ids], names: Mapping[str, str]) -> Recording:
+    """Return the recording of a module by itself as one in the network, with what is predicted of it.
+
+    It reads the same inputs and parameters as in the network, where `names` gives the first name of a tensor by any of
+    its names.
+
+    Raises
+    ------
+    NotPossible
+        If it takes no tensor, or other slices would have to be gone for it.
+    """
+    prediction, prefix = recorded.prediction, f"{recorded.name}." if recorded.name else ""
+    walk, network, first = prediction.walk, prediction.graph, len(prediction.graph.values)
+    if not alone.inputs:
+        raise NotPossible("it takes no tensor")
+    held, every = {v.name: v for v in network.values[: network.inputs[0].index]}, dict[int, Value]()
+    for value in alone.values:
+        name = names[prefix + value.name] if value.name else ""
+        moved = replace(value, index=value.index + first, storage=value.storage + first, name=name)
+        every[value.index] = held[name] if value.index < alone.inputs[0].index else moved
+        network.values.append(moved)
+    every |= {a.index: b for a, b in zip(values(alone.calls[-1].inputs), recorded.inputs(), strict=True)}
+
+    def put(nest: Any) -> Any:
+        return map_tensors(lambda value: every[value.index], nest, Value)
+
+    def called(module: str) -> str:
+        return f"{prefix}{module}".removesuffix(".")
+
+    ops = [
+        Op(k, op.target, called(op.module), op.call, put(op.args), put(op.kwargs), put(op.outputs))
+        for k, op in enumerate(alone.ops, first + len(network.ops))
+    ]
+    calls = [Call(called(c.module), c.start, c.stop, put(c.inputs), put(c.outputs)) for c in alone.calls]
+    graph = Graph(ops, list(every.values()), calls=calls, modules=network.modules)
+    splits = {_kind(op): walk.splits[op.index] for op in network.ops if op.index in walk.splits}
+    for op in ops:
+        walk.splits.pop(op.index, None)
+        walk.splits.update({op.index: splits[_kind(op)]} if _kind(op) in splits else {})
+    follow(walk, graph)
+    graph.constants = {every[index].index: t for index, t in alone.constants.items()}
+    try:
+        prediction.gone = gone(walk, slices)
+    except CdlibError as error:
+        raise NotPossible(str(error)) from error
+    return Recording(prediction, graph, calls[-1])
+
+
+def _kind(op: Op) -> Any:
+    return op.module, op.name, tuple(v.shape for v in (*op.inputs, *op.outputs))

@@ -1,0 +1,203 @@
+"""Code that was written in place of modules does what they did: in training, in other types, saved, exported."""
+
+from __future__ import annotations
+
+import copy
+import io
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+import cdlib
+from cdlib import CdlibError
+from cdlib.surgery import Rewritten, rewritten
+
+
+class Head(nn.Module):
+    """Its code names a width; `run` is what becomes of the result."""
+
+    def __init__(self, run: Callable[[Any, Tensor], Tensor], **modules: nn.Module) -> None:
+        super().__init__()
+        self.a, self.b, self.run = nn.Linear(3, 8), nn.Linear(8, 4), run
+        for name, module in modules.items():
+            self.add_module(name, module)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.run(self, self.b(self.a(x).view(-1, 8)))
+
+
+def softmax_at_inference(m: nn.Module, y: Tensor) -> Tensor:
+    return y if m.training else y.softmax(1)
+
+
+def functional_dropout(m: nn.Module, y: Tensor) -> Tensor:
+    return F.dropout(y, 0.5, m.training) * 3
+
+
+def dropout(m: Any, y: Tensor) -> Any:
+    return m.drop(y)
+
+
+def norm(m: Any, y: Tensor) -> Any:
+    return m.norm(y)
+
+
+def statistics(m: Any, y: Tensor) -> Tensor:
+    return F.batch_norm(y, m.norm.running_mean, m.norm.running_var, training=m.training)
+
+
+def shuffled_in_training(m: Any, y: Tensor) -> Tensor:
+    """Reads the cut width in training alone, by the number that it had."""
+    z: Tensor = m.c(m.d(y).view(-1, 2, 8)[:, 1] * 2 if m.training else m.d(y)[:, 8:])
+    return z
+
+
+def attention_dropout(m: Any, y: Tensor) -> Tensor:
+    heads = y.view(-1, 1, 2, 2)
+    p = 0.5 if m.training else 0.0
+    return F.scaled_dot_product_attention(heads, heads, heads, dropout_p=p).flatten(1)
+
+
+CASES: dict[str, tuple[Callable[[Any, Tensor], Tensor], Callable[[], dict[str, nn.Module]]]] = {
+    "a branch": (softmax_at_inference, dict),
+    "dropout that is a call": (functional_dropout, dict),
+    "dropout that is a module": (dropout, lambda: {"drop": nn.Dropout(0.5)}),
+    "statistics by a call": (statistics, lambda: {"norm": nn.BatchNorm1d(4)}),
+    "statistics by a module": (norm, lambda: {"norm": nn.BatchNorm1d(4)}),
+    "a width in training alone": (shuffled_in_training, lambda: {"d": nn.Linear(4, 16), "c": nn.Linear(8, 3)}),
+    "dropout of attention": (attention_dropout, dict),
+}
+X = torch.randn(6, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+
+
+def both(name: str, around: bool = False) -> tuple[Any, Any]:
+    """A cut network, and the one of full size in which the units are zero."""
+    torch.manual_seed(0)
+    run, modules = CASES[name]
+    model: nn.Module = Head(run, **modules()).double().eval()
+    if around:
+        model = nn.Sequential(nn.Linear(3, 3), model).double().eval()
+    groups = cdlib.find_groups(model, X)
+    drop = {g.name: [1] for g in groups.prunable}
+    assert drop and all(g.zero_invariant for g in groups.prunable)
+    small = cdlib.remove(model, groups, drop)
+    assert rewritten(small) == ["1" if around else ""]
+    return small, cdlib.zero(model, groups, drop)
+
+
+@pytest.mark.parametrize("around", [False, True])
+@pytest.mark.parametrize("name", CASES)
+def test_both_modes_do_what_they_did(name: str, around: bool) -> None:
+    small, zeroed = both(name, around)
+    for mode in (False, True, False):
+        found = []
+        for model in (small, zeroed):
+            model.train(mode)
+            torch.manual_seed(3)
+            found.append(model(X))
+        assert (found[0] - found[1]).abs().max() < 1e-12
+    for kept, other in zip(small.buffers(), zeroed.buffers(), strict=True):
+        assert torch.allclose(kept, other, rtol=1e-12), "statistics move alike"
+
+
+def test_settings_of_submodules_still_count() -> None:
+    small, _ = both("dropout that is a module")
+    small.train()
+    assert not torch.equal(small(X), small(X))
+    small.drop.p = 0.0
+    assert torch.equal(small(X), small(X))
+
+
+def test_code_can_be_read() -> None:
+    small, _ = both("a branch")
+    lines = small.code.splitlines()
+    assert lines[0] == "def forward(self, samples, x):"
+    assert "self.a(x)" in small.code and "aten.reshape.default(a, [samples, 7])" in small.code
+    assert "softmax" in small.code and "softmax" not in small.training_code
+
+
+class Refuses(Head):
+    def forward(self, x: Tensor, target: Tensor | None = None) -> Tensor:
+        if self.training and target is None:
+            raise ValueError("in training mode, targets must be given")
+        return super().forward(x)
+
+
+def test_a_module_that_cannot_be_recorded_in_training_says_so() -> None:
+    model = Refuses(softmax_at_inference).double()
+    groups = cdlib.find_groups(model, X)
+    for small in (cdlib.remove(model, groups, {"a": [1]}), cdlib.remove(model.eval(), groups, {"a": [1]})):
+        if small.training:
+            with pytest.raises(CdlibError, match="ValueError: in training mode, targets must be given"):
+                small(X)
+        with pytest.raises(CdlibError, match="Refuses was rewritten for inference when it was cut"):
+            small.train()
+        assert torch.allclose(small.eval()(X).sum(1), torch.ones(6, dtype=torch.float64))
+
+
+class Cache(nn.Module):
+    """Makes tensors of its own, of the type of what it gets, and names a width."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(3, 8), nn.Linear(8, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = torch.zeros(x.shape[0], 8, dtype=x.dtype)
+        return self.b(torch.cat([y, self.a(x)], 1)[:, 8:] + y).to(x.dtype)
+
+
+@pytest.mark.parametrize("kind", [torch.float16, torch.bfloat16, torch.float32])
+def test_types_follow(kind: torch.dtype) -> None:
+    model = Cache().double().eval()
+    groups = cdlib.find_groups(model, X)
+    small = cdlib.remove(model, groups, {"a": [1]})
+    assert rewritten(small) == [""]
+    expected, found = cdlib.zero(model, groups, {"a": [1]})(X), small.to(kind)(X.to(kind))
+    assert found.dtype == kind
+    assert (found.double() - expected).abs().max() < 0.05
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_pickled_copied_and_traced(name: str) -> None:
+    small, _ = both(name, around=True)
+    file = io.BytesIO()
+    torch.save(small, file)
+    file.seek(0)
+    same = torch.load(file, weights_only=False)
+    expected = small(X)
+    for other in (same, copy.deepcopy(small), torch.jit.trace(small, (X,)), torch.export.export(small, (X,)).module()):
+        assert torch.equal(other(X), expected)
+    for mode in (same, copy.deepcopy(small), small):
+        mode.train()
+        torch.manual_seed(5)
+        expected = mode(X)
+        torch.manual_seed(5)
+        assert torch.equal(mode(X), expected) or "statistics" in name
+    assert isinstance(same[1], Rewritten) and same[1].training_code == small[1].training_code
+
+
+def test_it_is_cut_again() -> None:
+    for name in CASES:
+        small, _ = both(name, around=True)
+        groups = cdlib.find_groups(small, X)
+        drop = {g.name: [0] for g in groups.prunable}
+        again, zeroed = cdlib.remove(small, groups, drop), cdlib.zero(small, groups, drop)
+        for mode in (False, True):
+            found = []
+            for model in (again, zeroed):
+                torch.manual_seed(3)
+                found.append(model.train(mode)(X))
+            assert (found[0] - found[1]).abs().max() < 1e-12, name
+
+
+def test_submodules_inside_get_masks() -> None:
+    small, _ = both("a branch")
+    sparse = cdlib.pruning.unstructured(small, X, linear=0.5)
+    assert int((sparse.a.weight == 0).sum()) == 10
+    assert torch.equal(cdlib.pruning.permanent(sparse)(X), sparse(X))
+    assert not torch.equal(sparse(X), small(X))

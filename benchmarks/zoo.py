@@ -48,7 +48,7 @@ from typing import Any
 import zoo_report
 from zoo_networks import FAMILIES, timm_names
 
-from cdlib.study.runs import run
+from cdlib.study import run
 
 SECONDS = {"cdlib": 1800, "torch-pruning": 60}
 MEMORY = 20 * 2**30

@@ -33,14 +33,14 @@ def prune_and_train(parameters: dict[str, Any], seed: int, workdir: Path) -> dic
     Parameters
     ----------
     parameters : dict
-        `data`, `model`, `options`, `recipe`, `runs`: as for `cdlib.study.baseline.train_and_compress`. `method`: a
+        `data`, `model`, `options`, `recipe`, `runs`: as for `cdlib.study.train_and_compress`. `method`: a
         dict with the `name`, one of `METHODS`, the options of that function, and for those that start from a trained
         network `fine_tune`, the fields of the recipe that differ in the training that follows. Those that train once
         take ``budget="dense"``: not the epochs of the recipe ("Scratch-E"), but as many as cost the dense network's
         MACs in its epochs ("Scratch-B", Liu et al. 2019, arXiv:1810.05270). "switched_off" takes a `parameter`, the
         name without its modules of those that become zero.
     seed : int
-        Of training and drawing. The initial weights come from torch's global generator, which `cdlib.study.runs.run`
+        Of training and drawing. The initial weights come from torch's global generator, which `cdlib.study.run`
         seeds, so that runs of one seed start from the same weights.
     workdir : Path
         Keeps the checkpoints from which a killed run goes on. Trained dense networks stay in the folder above it, for

@@ -148,7 +148,8 @@ def write(record: Mapping[str, Any], results: Path | None = None) -> Path:
     for stale in path.parent.glob(f".{path.stem}.*.tmp"):  # of writers that were killed, or that have lost by now
         with contextlib.suppress(OSError):
             stale.unlink()
-    _sync(path.parent)
+    with contextlib.suppress(OSError):
+        files.sync(path.parent)
     return path
 
 
@@ -234,16 +235,6 @@ def _place(temporary: Path, path: Path) -> None:
         if path.exists():
             raise FileExistsError(f"already recorded: {path}") from None
         os.rename(temporary, path)
-
-
-def _sync(place: Path) -> None:
-    """Bring a folder's list of names to the disk, where the system can."""
-    with contextlib.suppress(OSError):
-        handle = os.open(place, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
 
 
 def _no_constant(text: str) -> None:

@@ -97,7 +97,7 @@ def sweep(
     Raises
     ------
     CdlibError
-        As `plans`, if a method is unknown, or as `cdlib.study.runs.run`.
+        As `plans`, if a method is unknown, or as `cdlib.study.run`.
     """
     from tqdm import tqdm
 

@@ -30,14 +30,14 @@ def recorded(experiment: str, methods: Iterable[str] | None = None) -> pd.DataFr
     Parameters
     ----------
     experiment : str
-        As `cdlib.study.store.load` takes it.
+        As `cdlib.study.load` takes it.
     methods : iterable of str, optional
         Only runs of these methods (`cdlib.study.methods.METHODS`).
 
     Returns
     -------
     DataFrame
-        What `cdlib.study.store.load` returns, with gaps where a column of `method.` is in no record, and four columns
+        What `cdlib.study.load` returns, with gaps where a column of `method.` is in no record, and four columns
         more: ``setting``, the method and its options in words; ``params left``, ``macs left`` and ``latency left``, as
         shares of the dense network that was measured in the same run.
     """

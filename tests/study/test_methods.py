@@ -12,8 +12,7 @@ import torch
 from cdlib import data, find_groups, models, pruning, train
 from cdlib.complexity import profile
 from cdlib.errors import CdlibError
-from cdlib.study import methods, store
-from cdlib.study import sweeps as sweep
+from cdlib.study import methods, store, sweeps
 from cdlib.study.methods import METHODS, prune_and_train
 from cdlib.study.runs import alone, run
 
@@ -119,16 +118,16 @@ def test_the_dense_network_is_trained_once_for_all_that_start_from_it(
 def test_the_sweep_makes_what_is_missing_and_nothing_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CDLIB_RESULTS", str(tmp_path))
     options: dict[str, Any] = {"data": "digits", "epochs": 1, "runs": 1, "only": ["dense"], "progress": False}
-    records = sweep.sweep("vgg_mini", [0], **options)
+    records = sweeps.sweep("vgg_mini", [0], **options)
     assert [r["parameters"]["method"].get("fine_tune", {}).get("epochs") for r in records] == [None, 1]
-    monkeypatch.setattr(sweep, "prune_and_train", None)
-    assert sweep.sweep("vgg_mini", [0], **options) == records
+    monkeypatch.setattr(sweeps, "prune_and_train", None)
+    assert sweeps.sweep("vgg_mini", [0], **options) == records
 
 
 def test_a_sweep_leaves_what_another_process_is_at_for_later(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CDLIB_RESULTS", str(tmp_path / "results"))
     options: dict[str, Any] = {"data": "digits", "epochs": 1, "runs": 1}
-    taken, *others = [p for p in sweep.plans("vgg_mini", **options) if p["method"]["name"] == "unstructured"]
+    taken, *others = [p for p in sweeps.plans("vgg_mini", **options) if p["method"]["name"] == "unstructured"]
     work = tmp_path / "_build" / "work" / "pruning"
     work.mkdir(parents=True)
     tried = []
@@ -141,14 +140,14 @@ def test_a_sweep_leaves_what_another_process_is_at_for_later(tmp_path: Path, mon
                 other_process.close()
             return run(experiment, lambda *_: {}, plan, **given)
 
-        monkeypatch.setattr(sweep, "run", attempt)
-        records = sweep.sweep("vgg_mini", [0], only=["unstructured"], progress=False, **options)
+        monkeypatch.setattr(sweeps, "run", attempt)
+        records = sweeps.sweep("vgg_mini", [0], only=["unstructured"], progress=False, **options)
     assert tried == [*others, taken]
     assert [r["parameters"] for r in records] == [taken, *others]
 
 
 def test_the_sweep_has_the_methods_at_all_their_targets() -> None:
-    plans = sweep.plans("convnext_mini", data="digits")
+    plans = sweeps.plans("convnext_mini", data="digits")
     found = [(p["method"]["name"], p["method"].get("mode"), p["method"].get("target")) for p in plans]
     for mode in ("PA", "FA", "MA"):
         assert {t for n, m, t in found if n == "complexity_driven" and m == mode} == {0.3, 0.5, 0.7}
@@ -168,7 +167,7 @@ def test_the_sweep_has_the_methods_at_all_their_targets() -> None:
         assert {m["mode"] for m in at if m["name"] == "complexity_driven"} == {"PA", "FA", "MA"}
         assert {m["name"] for m in at} >= {"uniform_width", "random_draw", "ranking"}
     assert len({store.key("pruning", p, 0) for p in plans}) == len(plans)
-    names = {p["method"]["name"] for p in sweep.plans("vgg_mini", data="digits")}
+    names = {p["method"]["name"] for p in sweeps.plans("vgg_mini", data="digits")}
     assert names == {*METHODS} - {"switched_off"}  # there is nothing in it that scales a block
 
 
@@ -214,13 +213,13 @@ def test_a_missing_option_is_named(name: str | None, key: str, tmp_path: Path, m
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: sweep.plans("vgg"), "'vgg'"),
-        (lambda: sweep.sweep("vgg_mini", [0], only=["hess"], data="digits"), "did you mean 'hesso'"),
-        (lambda: sweep.sweep("vgg_mini", [], data="digits"), "at least one seed"),
+        (lambda: sweeps.plans("vgg"), "'vgg'"),
+        (lambda: sweeps.sweep("vgg_mini", [0], only=["hess"], data="digits"), "did you mean 'hesso'"),
+        (lambda: sweeps.sweep("vgg_mini", [], data="digits"), "at least one seed"),
         (lambda: prune_and_train(parameters("x"), 0, Path()), "method 'x'"),
         (lambda: prune_and_train(parameters("random_draw", budget="all"), 0, Path()), "budget 'all'"),
         (lambda: prune_and_train(parameters("switched_off", parameter="scale"), 0, Path()), "parameter 'scale'"),
-        (lambda: sweep.plans("resnet_mini", epochs=0), "epochs"),
+        (lambda: sweeps.plans("resnet_mini", epochs=0), "epochs"),
     ],
 )
 def test_bad_input(call: Any, message: str) -> None:

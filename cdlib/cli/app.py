@@ -10,6 +10,7 @@ is imported inside the commands.
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from typing import Annotated, Any
 
 from cdlib.errors import CdlibError
@@ -20,7 +21,7 @@ try:
 except ModuleNotFoundError:
     sys.exit("error: the command cdlib needs more packages: pip install 'cnn-compression-book[cli,train]'.")
 
-from cdlib.cli import costs, data, pruning, study
+from cdlib.cli import costs, data, output, pruning, study
 
 
 class _Commands(TyperGroup):
@@ -76,16 +77,16 @@ def _common(
     pass
 
 
-for name, command in (
-    ("profile", costs.profile),
-    ("compare", costs.compare),
-    ("groups", pruning.groups),
-    ("prune", pruning.prune),
-    ("results", data.results),
-    ("study", study.study),
-):
-    app.command(name)(command)
-app.add_typer(data.data_app, name="data")
+data_app = typer.Typer(help="Find, fetch or check a data set.", no_args_is_help=True)
+app.add_typer(data_app, name="data")
+
+_COMMANDS: dict[typer.Typer, tuple[Callable[..., None], ...]] = {
+    app: (costs.profile, costs.compare, pruning.groups, pruning.prune, study.results, study.study),
+    data_app: (data.where, data.fetch, data.check),
+}
+for group, commands in _COMMANDS.items():
+    for command in commands:
+        group.command(command.__name__)(output.reserved()(command))
 
 
 def _end(code: int, line: str) -> typer.Exit:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from cdlib.cli import options
+from cdlib.cli import options, output
 from cdlib.cli.options import INPUT, Classes, Json, Model, Option, Settings, Shape, Weights
 from cdlib.errors import CdlibError
 
@@ -27,7 +27,6 @@ def profile(
 ) -> None:
     """Count parameters, MACs and memory, layer by layer."""
     import cdlib
-    from cdlib.cli import output as console
     from cdlib.models import RECIPE
 
     network, example = options.network(model, shape, classes, option, weights)
@@ -36,12 +35,12 @@ def profile(
     if as_json:
         rows = [{"layer": name, **row} for name, row in found.layers.to_dict("index").items()]
         facts = {"model": model, "input": list(example.shape[1:]), "classes": width, "totals": found.totals()}
-        console.print_json({**facts, "layers": rows} if layers else facts)
+        output.print_json({**facts, "layers": rows} if layers else facts)
         return
     if layers:
-        console.print_layers(found)
-    print(f"{model}, one sample of {console.times(example.shape[1:])}" + (f", {width} classes" if width else ""))
-    console.print_totals(found)
+        output.print_layers(found)
+    output.say(f"{model}, one sample of {output.times(example.shape[1:])}" + (f", {width} classes" if width else ""))
+    output.print_totals(found)
 
 
 def compare(
@@ -67,17 +66,15 @@ def compare(
 
     from cdlib import data as datasets
     from cdlib import report
-    from cdlib.cli import arguments
-    from cdlib.cli import output as console
 
     split, example = None, None
     if data is not None:
         dataset = datasets.load(data)
         split, example = dataset.test, dataset.test.input()
         classes = classes or len(dataset.classes)
-        if shape is not None and arguments.sample(shape).shape != example.shape:
+        if shape is not None and options.zeros(shape).shape != example.shape:
             raise CdlibError(
-                f"--input {shape} is not the shape of {data}, {console.times(dataset.shape)}: leave it out."
+                f"--input {shape} is not the shape of {data}, {output.times(dataset.shape)}: leave it out."
             )
     if example is None:
         saved = [Path(name) for name in (before, after, weights_a, weights_b) if name is not None]
@@ -96,7 +93,7 @@ def compare(
     measured = report.measure(networks, split, example_input=example, runs=runs, progress=sys.stderr.isatty())
     comparison = report.compare(*measured.values())
     if not as_json:
-        print(comparison)
+        output.say(comparison)
         return
     frame = comparison.frame.astype(object).where(comparison.frame.notna(), None)
     first, second = measured.values()
@@ -107,4 +104,4 @@ def compare(
         "data": first.data,
     }
     facts |= {"machine": first.machine, "runs": runs, "quantities": frame.to_dict("index")}
-    console.print_json({**facts, "mcnemar": None if comparison.paired is None else vars(comparison.paired)})
+    output.print_json({**facts, "mcnemar": None if comparison.paired is None else vars(comparison.paired)})

@@ -1,7 +1,9 @@
-"""What the commands share: their options, and how a network is found from what the user typed."""
+"""What the commands share: their options, and what is found from what the user typed: networks, inputs, settings."""
 
 from __future__ import annotations
 
+import ast
+import re
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -46,20 +48,35 @@ def sample(shape: str | None, files: list[Path]) -> Tensor:
     """
     from torch import Tensor
 
-    from cdlib.cli import arguments
-    from cdlib.serialization.network_files import example_input
+    from cdlib.serialization import example_input
 
-    found: Any = None
-    for file in files if shape is None else []:
-        if is_saved(file) and found is None:
-            found = example_input(file)
+    ran_on = (example_input(file) for file in files if shape is None and is_saved(file))
+    found: Any = next((given for given in ran_on if given is not None), None)
     if found is None:
-        return arguments.sample(shape or INPUT)
+        return zeros(shape or INPUT)
     if isinstance(found, tuple | list) and len(found) == 1:
         found = found[0]
     if not isinstance(found, Tensor):
         raise CdlibError("the saved network takes more than one tensor: use cdlib.load and cdlib.profile in Python.")
     return found
+
+
+def zeros(text: str) -> Tensor:
+    """Return one sample of zeros, float32 [1, ...], of a shape like ``3x32x32``.
+
+    Raises
+    ------
+    CdlibError
+        If it is no shape, or too large to be held.
+    """
+    import torch
+
+    if not re.fullmatch(r"[1-9]\d*([x×,][1-9]\d*)*", text.lower(), re.ASCII):
+        raise CdlibError(f"--input {text!r} is not a shape: give positive sizes such as 3x32x32, without the batch.")
+    try:
+        return torch.zeros(1, *(int(size) for size in re.split("[x×,]", text.lower())))
+    except (RuntimeError, OverflowError, TypeError, ValueError) as error:  # of sizes beyond memory, 64 bits, all digits
+        raise CdlibError(f"--input {text} does not fit into memory: give smaller sizes.") from error
 
 
 def build(model: str, classes: int, example: Tensor, settings: Settings, weights: Path | None = None) -> nn.Module:
@@ -70,21 +87,35 @@ def build(model: str, classes: int, example: Tensor, settings: Settings, weights
     CdlibError
         If the network or its weights cannot be had.
     """
-    from cdlib import models
-    from cdlib.cli import arguments
-    from cdlib.serialization import network_files as files
+    from cdlib import models, serialization
 
     if is_saved(model):
-        return files.load(model)
-    options = {key: arguments.literal(value) for key, value in arguments.pairs("--option", settings).items()}
+        return serialization.load(model)
+    options = _options(settings)
     if "in_channels" in models.options(model):
         options.setdefault("in_channels", example.shape[1])
     made = models.build(model, classes, **options)
     if weights is not None and is_saved(weights):
-        return files.load(weights, made)
+        return serialization.load(weights, made)
     if weights is not None:
         models.load_weights(made, weights)
     return made
+
+
+def _options(settings: Settings) -> dict[str, Any]:
+    """Return ``name=value`` texts as a mapping: literals of Python and JSON as what they stand for."""
+    found: dict[str, Any] = {}
+    for text in settings or ():
+        name, sign, value = text.partition("=")
+        if not sign or not name.isidentifier():
+            raise CdlibError(f"--option {text!r} is not a setting: give name=value.")
+        if name in found:
+            raise CdlibError(f"--option {name} is given twice: give it once.")
+        try:
+            found[name] = ast.literal_eval({"true": "True", "false": "False", "null": "None"}.get(value, value))
+        except (ValueError, SyntaxError):
+            found[name] = value
+    return found
 
 
 def is_saved(name: str | Path) -> bool:

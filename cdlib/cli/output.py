@@ -1,23 +1,45 @@
-"""What the command `cdlib` prints on standard output: tables for people, JSON for programs.
+"""What the command `cdlib` prints on standard output: tables for people, JSON for programs, and nothing else.
 
-What to print is `cdlib.cli`'s business; progress and errors go to standard error and not through here.
+What to print is the commands' business; progress, errors and what a user's network prints go to standard error.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
-from collections.abc import Container, Sequence
+import sys
+from collections.abc import Container, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import pandas as pd
+if TYPE_CHECKING:
+    import pandas as pd
 
-from cdlib.complexity import Profile, in_units
+    from cdlib.complexity import Profile
+
+_reports: list[Any] = []
+"""Where reports go: the standard outputs of the commands that are running."""
+
+
+@contextlib.contextmanager
+def reserved() -> Iterator[None]:
+    """Keep standard output for the functions of this module; what else is printed there goes to standard error."""
+    _reports.append(sys.stdout)
+    try:
+        with contextlib.redirect_stdout(sys.stderr):
+            yield
+    finally:
+        _reports.pop()
+
+
+def say(text: object) -> None:
+    """Print a line of a report."""
+    print(text, file=_reports[-1])
 
 
 def print_json(value: object) -> None:
     """Print a value as JSON; NaN is no JSON and an error."""
-    print(json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False, default=_plain))
+    say(json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False, default=_plain))
 
 
 def print_table(headings: Sequence[str], rows: Sequence[Sequence[object]], right: Container[int] = ()) -> None:
@@ -36,7 +58,7 @@ def print_table(headings: Sequence[str], rows: Sequence[Sequence[object]], right
     from rich.table import Table
     from rich.text import Text
 
-    console = Console(highlight=False)
+    console = Console(file=_reports[-1], highlight=False)
     if not console.is_terminal:
         console.width = 100_000
     table = Table(box=SIMPLE_HEAD, pad_edge=False)
@@ -49,6 +71,8 @@ def print_table(headings: Sequence[str], rows: Sequence[Sequence[object]], right
 
 def print_frame(frame: pd.DataFrame) -> None:
     """Print a frame's columns, without its index; numbers to six significant digits, blank where there is no value."""
+    import pandas as pd
+
     columns = [str(column) for column in frame]
     numbers = [index for index, kind in enumerate(frame.dtypes) if pd.api.types.is_numeric_dtype(kind)]
     print_table(columns, [[_cell(value) for value in row] for row in frame.itertuples(index=False)], right=numbers)
@@ -56,6 +80,8 @@ def print_frame(frame: pd.DataFrame) -> None:
 
 def print_layers(found: Profile) -> None:
     """Print a row per layer of a profile, in decimal units."""
+    from cdlib.complexity import in_units
+
     counts = {"params": "", "macs": "", "weight_bytes": "B", "activation_bytes": "B", "peak_activation_bytes": "B"}
     rows = [
         [name, row["kind"], times(row["output_shape"]), *(in_units(row[key], unit) for key, unit in counts.items())]
@@ -68,8 +94,8 @@ def print_layers(found: Profile) -> None:
 def print_totals(found: Profile) -> None:
     """Print the totals of a profile, in decimal units and exactly."""
     for (label, text), exact in zip(found.summary().items(), found.totals().values(), strict=True):
-        print(f"  {label:20} {text:>12}  {'' if exact is None else format(exact, ','):>18}")
-    print("Decimal units: k = 10^3, M = 10^6, G = 10^9.")
+        say(f"  {label:20} {text:>12}  {'' if exact is None else format(exact, ','):>18}")
+    say("Decimal units: k = 10^3, M = 10^6, G = 10^9.")
 
 
 def print_groups(facts: dict[str, Any]) -> None:
@@ -87,10 +113,10 @@ def print_groups(facts: dict[str, Any]) -> None:
         for g in groups
     ]
     print_table(["group", "units", "prunable", "zero-invariant", "reason"], rows, right=[1])
-    print(f"{facts['model']}, one sample of {times(facts['input'])}")
+    say(f"{facts['model']}, one sample of {times(facts['input'])}")
     for label, key in (("prunable", "prunable"), ("zero-invariant", "zero_invariant")):
         count, share = sum(group[key] for group in groups), facts["share"][key]
-        print(f"  {label:14}  {count} of {len(groups)} groups, with {int(1000 * share) / 10} % of the parameters")
+        say(f"  {label:14}  {count} of {len(groups)} groups, with {int(1000 * share) / 10} % of the parameters")
 
 
 def print_pruned(facts: dict[str, Any], most: int = 6) -> None:
@@ -103,10 +129,12 @@ def print_pruned(facts: dict[str, Any], most: int = 6) -> None:
     most : int, default 6
         Modules to name before the rest is counted.
     """
+    from cdlib.complexity import in_units
+
     size, groups = times(facts["input"]), facts["groups"].values()
     removed, units = (sum(group[key] for group in groups) for key in ("removed", "units"))
     touched = sum(group["removed"] > 0 for group in groups)
-    print(
+    say(
         f"{facts['model']}, one sample of {size}: {removed:,} of {units:,} units removed, "
         f"from {touched} of {len(groups)} groups"
     )
@@ -120,12 +148,12 @@ def print_pruned(facts: dict[str, Any], most: int = 6) -> None:
     names = facts["rewritten"]
     if names:
         more = f" and {len(names) - most} more" if len(names) > most else ""
-        print(
+        say(
             f"{len(names)} {'module' if len(names) == 1 else 'modules'} could not follow the new widths and now "
             f"{'runs' if len(names) == 1 else 'run'} recorded operators, for inputs of {size} only: "
             f"{', '.join(names[:most])}{more}"
         )
-    print(f"wrote {facts['file']}, {in_units(facts['file_bytes'], 'B')}")
+    say(f"wrote {facts['file']}, {in_units(facts['file_bytes'], 'B')}")
 
 
 def times(shape: Sequence[int]) -> str:

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from cdlib.cli import options
+from cdlib.cli import output as console
 from cdlib.cli.options import Classes, Json, Model, Option, Shape, Weights
 from cdlib.errors import CdlibError, check_choice, check_seed, check_share, check_whole
 
@@ -28,7 +29,6 @@ def groups(
 ) -> None:
     """Show which channels can only be removed together, and whether they can be."""
     import cdlib
-    from cdlib.cli import output as console
     from cdlib.grouping import parameter_share
 
     network, example = options.network(model, shape, classes, option, weights)
@@ -67,7 +67,6 @@ def prune(
     import torch
 
     import cdlib
-    from cdlib.cli import output as console
     from cdlib.pruning import MEASURES, lowest
     from cdlib.surgery import rewritten
 

@@ -1,12 +1,15 @@
-"""The command `study`: make the recorded runs of the comparison of pruning methods."""
+"""The commands `study` and `results`: make the recorded runs of the comparison of pruning methods, and list runs."""
 
 from __future__ import annotations
 
+import json
 from typing import Annotated
 
 import typer
 
+from cdlib.cli import output
 from cdlib.cli.options import Json
+from cdlib.errors import check_choice, check_whole
 
 
 def study(
@@ -25,11 +28,29 @@ def study(
 
     Stop it with Ctrl-C and start it again whenever you like; started several times, the processes share the work.
     """
-    from cdlib.cli import output as console
     from cdlib.study import sweep
 
+    check_whole("--seeds", seeds, 1, 1000)
     records = sweep(model, range(seeds), only=only or (), data=data, epochs=epochs)
     if as_json:
-        console.print_json(records)
+        output.print_json(records)
     else:
-        print(f"{len(records)} runs are recorded; `cdlib results --experiment pruning` lists them.")
+        output.say(f"{len(records)} runs are recorded; `cdlib results --experiment pruning` lists them.")
+
+
+def results(
+    experiment: Annotated[str | None, typer.Option(help="Only this experiment.")] = None, as_json: Json = False
+) -> None:
+    """List the recorded runs of the study."""
+    from cdlib.study import folder, load
+
+    frame = load()
+    if experiment is not None:
+        check_choice("experiment", experiment, set(frame["experiment"]))
+        frame = load(experiment=experiment)
+    if as_json:
+        output.print_json(json.loads(frame.reset_index().to_json(orient="records", double_precision=15)))
+    elif frame.empty:
+        output.say(f"no records in {folder()}")
+    else:
+        output.print_frame(frame.reset_index().dropna(axis="columns", how="all"))

@@ -310,6 +310,11 @@ def test_a_saved_network_of_a_file_goes_into_the_network(net: str) -> None:
         (("--ratio", "0.5", "--round-to", "0"), "--round-to=0: give an integer of at least 1"),
         (("--ratio", "0.5", "--round-to", "64"), "removes no unit of any group, the largest of which has 12"),
         (("--ratio", "0.01"), "removes no unit"),
+        (
+            ("--ratio", "0.5", "--seed", "99999999999999999999"),
+            "--seed=99999999999999999999: give an integer of at most",
+        ),
+        (("--ratio", "0.5", "--seed", "-1"), "--seed=-1: give an integer of at least 0"),
         (("--ratio", "0.5", "--seed", "9" * 20), f"--seed={'9' * 20}: give an integer of at most"),
         (("--ratio", "0.5", "--keep", "iner"), "did you mean 'inner'"),
         (("--ratio", "0.5", "--keep", "inner", "--keep", "outer"), "of 3 groups none is prunable"),
@@ -425,6 +430,8 @@ def test_the_study_is_recorded_and_not_repeated(book: Path) -> None:
     assert json.loads(printed(*command, "--json")) == records
     assert "3 runs are recorded" in printed(*command)
     assert "did you mean 'vgg_mini'" in refused("study", "vgg_mani", "--data", "digits")
+    assert "--seeds=0: give an integer of at least 1" in refused("study", "vgg_mini", "--seeds", "0")
+    assert f"--seeds={10**20}: give an integer of at most" in refused("study", "vgg_mini", "--seeds", str(10**20))
     assert "did you mean 'hesso'" in refused("study", "vgg_mini", "--only", "heso", "--data", "digits")
 
 
@@ -441,6 +448,9 @@ def test_the_study_is_recorded_and_not_repeated(book: Path) -> None:
         (("resnet18", "--input", "three"), "'three' is not a shape"),
         (("resnet18", "--input", "3x0x32"), "'3x0x32' is not a shape"),
         (("resnet18", "--input", "3x999999999x999999999"), "memory"),
+        (("resnet18", "--input", "3x99999999999999999999x3"), "3x99999999999999999999x3 does not fit into memory"),
+        (("resnet18", "--input", "9" * 5000), "does not fit into memory"),
+        (("resnet18", "--input", "3x٣x3"), "is not a shape"),
         (("vgg_mini", "--classes", "0"), "classes=0"),
         (("convnext_mini", "--option", "stm=2"), "did you mean 'stem'"),
         (("convnext_mini", "--option", "stem=8"), "stem=8"),
@@ -459,6 +469,38 @@ def test_a_network_that_raises_is_reported_in_one_line(tmp_path: Path) -> None:
     (tmp_path / "net.py").write_text(f"{source}def make():\n    return Net()\n")
     assert "ValueError: no" in refused("profile", f"{tmp_path}/net.py:make")
     assert "ValueError: no" in refused("compare", f"{tmp_path}/net.py:make", "vgg_mini")
+
+
+def test_standard_output_is_the_report_whatever_a_network_prints(net: str) -> None:
+    """What the user's file prints when it is read, built and run goes to standard error."""
+    loud = NETWORK.replace("    def forward(self, x):", "    def forward(self, x):\n        print('running')")
+    Path("net.py").write_text(
+        "print('reading')\n" + loud.replace("    return Net(", "    print('building')\n    return Net(")
+    )
+    arguments = ("--input", "6", "--classes", "3")
+    given = {
+        "profile": (net, *arguments),
+        "compare": (net, net, *arguments, "--runs", "1"),
+        "groups": (net, *arguments),
+        "prune": (net, *arguments, "--ratio", "0.5", "-o", "small.cdlib", "--force"),
+    }
+    for command, rest in given.items():
+        result = run(command, *rest, "--json")
+        assert result.exit_code == 0 and json.loads(result.stdout), result.stderr
+        assert "reading" in result.stderr and "building" in result.stderr and "running" in result.stderr
+        text = run(command, *rest).stdout
+        assert text and not any(word in text for word in ("reading", "building\n", "running\n"))
+
+
+def test_networks_without_numbers_and_without_shapes(tmp_path: Path) -> None:
+    source = "import torch\nfrom torch import nn\ndef hollow():\n    return nn.Linear(6, 3, device='meta')\n"
+    (tmp_path / "net.py").write_text(source + "def lazy():\n    return nn.Sequential(nn.LazyLinear(3))\n")
+    hollow, lazy = f"{tmp_path}/net.py:hollow", f"{tmp_path}/net.py:lazy"
+    rows = json.loads(printed("compare", hollow, hollow, "--input", "6", "--json"))["quantities"]
+    assert rows["macs"]["before"] == rows["macs"]["after"] == 18 and "latency_p50_ms" not in rows
+    assert "latency" not in printed("compare", hollow, hollow, "--input", "6")
+    for command in (("profile", lazy), ("compare", lazy, lazy), ("groups", lazy)):
+        assert "0.weight has no shape yet: run the network once" in refused(*command, "--input", "6")
 
 
 @pytest.mark.parametrize("content", [b"", b"no checkpoint", None])

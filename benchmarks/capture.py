@@ -34,7 +34,7 @@ from profilers import SIZES, build, timed
 from torch import Tensor, fx, nn
 from torch.export import ExportedProgram
 
-from cdlib.graph.tracing import capture
+from cdlib.graph import capture
 
 MODULES = {
     "classification": torchvision.models,

@@ -27,8 +27,7 @@ from torch import nn
 from zoo_networks import loss, several, zoo_network
 
 import cdlib
-from cdlib.graph import tensors
-from cdlib.graph.tracing import capture
+from cdlib.graph import capture, tensors
 from cdlib.grouping import Groups, parameter_share
 from cdlib.surgery.exactness import Exactness, check_exact, difference, randomised
 from cdlib.surgery.removal import rewritten

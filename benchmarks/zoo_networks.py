@@ -13,8 +13,7 @@ import torch
 from capture import FAMILIES, network
 from torch import Tensor, nn
 
-from cdlib.graph import Graph, Op, tensors
-from cdlib.graph.tracing import capture
+from cdlib.graph import Graph, Op, capture, tensors
 
 __all__ = ["FAMILIES", "loss", "several", "timm_names", "zoo_network"]
 

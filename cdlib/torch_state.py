@@ -29,7 +29,7 @@ def check_network(model: Any) -> nn.Module:
 def check_shapes(model: nn.Module) -> None:
     """Raise a CdlibError if a parameter or buffer gets its shape only when the network runs, as in `nn.LazyLinear`."""
     for name, tensor in _named(model):
-        if isinstance(tensor, nn.parameter.UninitializedParameter | nn.parameter.UninitializedBuffer):
+        if nn.parameter.is_lazy(tensor):
             raise CdlibError(f"{name} has no shape yet: run the network once first.")
 
 

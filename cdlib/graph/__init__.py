@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from cdlib.graph.inputs import ExampleInput, Inputs, one_sample, repeated
-from cdlib.graph.recorder import Recorder
+from cdlib.graph.inputs import ExampleInput, Inputs
 from cdlib.graph.tracing import capture, in_mode, record, run
 from cdlib.graph.trees import leaves, map_tensors, once, tensors
 from cdlib.graph.types import Call, Graph, Kind, Op, Value, moved_after
@@ -15,7 +14,6 @@ __all__ = [
     "Inputs",
     "Kind",
     "Op",
-    "Recorder",
     "Value",
     "capture",
     "in_mode",
@@ -23,9 +21,7 @@ __all__ = [
     "map_tensors",
     "moved_after",
     "once",
-    "one_sample",
     "record",
-    "repeated",
     "run",
     "tensors",
 ]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Any
 
 import torch
@@ -103,13 +102,10 @@ class Inputs:
         return model(*self.args, **self.kwargs)
 
     def _take(self, samples: list[int]) -> Inputs:
-        return self._on_samples(partial(_taken, dim=self.batch_dim or 0, samples=samples))
-
-    def _on_samples(self, change: Callable[[Tensor], Tensor]) -> Inputs:
         dim, count = self.batch_dim, self.count
         if dim is None or count is None:
             return self
-        return self.map(lambda t: change(t) if -t.dim() <= dim < t.dim() and t.shape[dim] == count else t)
+        return self.map(lambda t: _taken(t, dim, samples) if -t.dim() <= dim < t.dim() and t.shape[dim] == count else t)
 
 
 def _taken(t: Tensor, dim: int, samples: list[int]) -> Tensor:
@@ -118,20 +114,3 @@ def _taken(t: Tensor, dim: int, samples: list[int]) -> Tensor:
         parts = [t.narrow(dim, k, 1) for k in samples]
         return parts[0] if len(parts) == 1 else torch.cat(parts, dim)
     return t.to_sparse_coo().index_select(dim, torch.tensor(samples, device=t.device)).to_sparse(layout=t.layout)
-
-
-def one_sample(example_input: ExampleInput, batch_dim: int | None, kwargs: Mapping[str, Any] | None = None) -> Inputs:
-    """Return the arguments of a network for the first sample of an input."""
-    return Inputs.of(example_input, kwargs, batch_dim).one_sample()
-
-
-def repeated(
-    example_input: ExampleInput, batch_dim: int | None, samples: int, kwargs: Mapping[str, Any] | None = None
-) -> Inputs:
-    """Return the arguments of a network for the first sample of an input several times."""
-    return Inputs.of(example_input, kwargs, batch_dim).repeated(samples)
-
-
-def on_samples(change: Callable[[Tensor], Tensor], args: tuple[Any, ...], batch_dim: int) -> tuple[Any, ...]:
-    """Return arguments of a network with a change made to the tensors that are as long as the first in `batch_dim`."""
-    return Inputs(args, {}, batch_dim)._on_samples(change).args

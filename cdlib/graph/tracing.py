@@ -33,14 +33,12 @@ from torch.nn.utils.prune import BasePruningMethod
 from torch.overrides import TorchFunctionMode
 
 from cdlib.errors import CdlibError
-from cdlib.graph.inputs import ExampleInput, Inputs, on_samples, one_sample, repeated
+from cdlib.graph.inputs import ExampleInput, Inputs
 from cdlib.graph.recorder import Recorder
 from cdlib.graph.trees import tensors
 from cdlib.graph.types import Graph
 from cdlib.text import one_line
 from cdlib.torch_state import check_module, check_shapes
-
-__all__ = ["ExampleInput", "capture", "in_mode", "on_samples", "one_sample", "repeated", "run"]
 
 _HOOKS = set(vars(nn.Module())) - {"_parameters", "_buffers", "_modules"}
 """What every module keeps for hooks and settings: many, nearly always empty, and nothing that a forward writes to."""

@@ -8,9 +8,8 @@ import torch
 from torch import nn
 
 from cdlib.errors import CdlibError
-from cdlib.graph import Graph, Inputs, tensors
-from cdlib.graph.tracing import run
-from cdlib.torch_state import check_module, sharing, tensors_of
+from cdlib.graph import Graph, Inputs, run, tensors
+from cdlib.torch_state import check_module, check_shapes, sharing, tensors_of
 
 
 def check(model: Any, example_input: Any) -> None:
@@ -35,10 +34,9 @@ def check(model: Any, example_input: Any) -> None:
         kind = type(module)
         if ".quantized." in kind.__module__ or "quantization" in kind.__module__.split("."):
             raise CdlibError(f"{path or name} is quantised ({kind.__name__}): prune the float network, then quantise.")
+    check_shapes(model)
     held = tensors_of(model)
     for path, tensor in held.items():
-        if isinstance(tensor, nn.parameter.UninitializedParameter | nn.parameter.UninitializedBuffer):
-            raise CdlibError(f"{path} has no shape yet: run the network once, then prune it.")
         if tensor.is_quantized or (tensor.dtype in (torch.int8, torch.uint8) and isinstance(tensor, nn.Parameter)):
             raise CdlibError(f"{path} is quantised ({tensor.dtype}): prune the float network, then quantise.")
     if pair := sharing(held, lambda tensor: tensor.untyped_storage().data_ptr()):

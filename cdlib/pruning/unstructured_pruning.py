@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from cdlib.errors import CdlibError, check_choice, check_seed, check_share, check_whole, unknown
-from cdlib.graph.tracing import ExampleInput, capture
+from cdlib.graph import ExampleInput, capture
 from cdlib.grouping import check
 from cdlib.pruning.saliency import generator
 from cdlib.pruning.weight_masks import KINDS, layers_of, magnitudes, masks_of, put_on, take_off

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from cdlib.errors import CdlibError
-from cdlib.graph.tracing import ExampleInput
+from cdlib.graph import ExampleInput
 from cdlib.grouping import find_groups
 from cdlib.models import RECIPE, build
 from cdlib.pruning.unstructured_pruning import permanent

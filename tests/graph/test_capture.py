@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn import functional as F
 
 import cdlib
-from cdlib.graph.tracing import capture
+from cdlib.graph import capture
 
 
 class Functional(nn.Module):

@@ -15,7 +15,7 @@ from cdlib.errors import CdlibError
 from cdlib.grouping import Ids
 from cdlib.surgery import Rewritten
 from cdlib.surgery.removal import HISTORY
-from cdlib.torch_state import check_network, sharing, tensors_of, tied
+from cdlib.torch_state import check_network, check_numbers, check_shapes, sharing, tensors_of, tied
 
 
 def check(model: Any) -> None:
@@ -27,24 +27,22 @@ def check(model: Any) -> None:
         If it is no network or compiled, keeps something else than tensors in its state, has a module that was cut by
         itself, or has tensors without values, of unusual layout, or that share memory without being the same.
     """
-    held = tensors_of(check_network(model))
-    name = type(model).__name__
+    check_shapes(check_network(model))
+    name, held = type(model).__name__, tensors_of(model)
     for path, inner in model.named_modules():
         if path and HISTORY in vars(inner):
             raise CdlibError(
                 f"{path} of {name} was cut by itself: save it alone, or remove units from the whole network."
             )
     for key, tensor in held.items():
-        if torch.nn.parameter.is_lazy(tensor):
-            raise CdlibError(f"{key} has no shape yet: run the network once, then save it.")
         if tensor.layout != torch.strided or tensor.is_quantized:
             raise CdlibError(f"{key} is quantised or sparse: save networks whose tensors are ordinary ones.")
-        if tensor.is_meta:
-            raise CdlibError(f"{key} is on the meta device and has no values: build the network on another device.")
-    for key in model.state_dict():
-        if key not in {*held, *tied(model)}:
-            raise CdlibError(f"{name} keeps {key!r} outside of its parameters and buffers, as quantised layers do: "
-                             "save a network whose state is parameters and buffers.")  # fmt: skip
+    check_numbers(model, name)
+    if strange := set(model.state_dict()) - held.keys() - tied(model).keys():
+        raise CdlibError(
+            f"{name} keeps {min(strange)!r} outside of its parameters and buffers, as quantised layers do: "
+            "save a network whose state is parameters and buffers."
+        )
     if pair := sharing(held, Tensor.data_ptr):
         raise CdlibError(
             f"{pair[0]} and {pair[1]} share memory without being the same parameter: make one of them a copy, or use "

@@ -489,7 +489,7 @@ def networks_that_cannot_be_saved() -> dict[str, tuple[nn.Module, str]]:
         "compiled": (torch.compile(nn.Linear(2, 2)), "is compiled"),
         "scripted": (torch.jit.trace(nn.Linear(2, 2), torch.ones(1, 2)), "is compiled"),
         "lazy": (nn.LazyLinear(3), "weight has no shape yet"),
-        "meta": (nn.Linear(2, 2, device="meta"), "weight is on the meta device"),
+        "meta": (nn.Linear(2, 2, device="meta"), "is on the meta device, where weight has no numbers"),
         "sharing": (sharing, "1.weight and 0.weight share memory"),
         "part": (nn.Sequential(half(Own(), IMAGE), nn.ReLU()), "0 of Sequential was cut by itself"),
         "number": (3, "not a torch.nn.Module"),

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 import numpy as np
@@ -18,10 +18,23 @@ from torch import nn
 
 from cdlib.complexity import lifetimes
 from cdlib.complexity.macs import macs_of
-from cdlib.graph import Value, map_tensors
+from cdlib.graph import Op, Value, map_tensors
 from cdlib.grouping import Groups, Ids, check_groups
 
 RESOURCES = ("params", "macs", "activation_bytes")
+
+
+@dataclass(eq=False)
+class _Tensor:
+    """A tensor while units are dropped: its value now, and by group and dimension how many positions are units'."""
+
+    value: Value
+    rows: dict[tuple[str, int], int] = field(default_factory=dict)
+
+    def lose(self, group: str, dim: int, count: int) -> None:
+        self.rows[group, dim] -= count
+        shape = tuple(n - count if k == dim else n for k, n in enumerate(self.value.shape))
+        self.value = replace(self.value, shape=shape)
 
 
 @dataclass(eq=False)
@@ -34,8 +47,8 @@ class _Item:
 
     resource: str
     cost: Callable[[], int]
-    reads: list[Value]
-    owners: list[tuple[str, Value, int]]
+    reads: list[_Tensor]
+    owners: list[tuple[str, _Tensor, int]]
     now: int = 0
 
 
@@ -68,16 +81,14 @@ class Meter:
         self.totals = dict.fromkeys(RESOURCES, 0)
         self.kept = {name: group.size for name, group in self.groups.items()}
         self._left = {name: np.ones(group.size, dtype=bool) for name, group in self.groups.items()}
-        self._rows: dict[tuple[str, int, int], int] = {}
-        self._touches: dict[str, list[tuple[Value, int, Ids]]] = {name: [] for name in self.groups}
-        self._held: dict[int, list[tuple[str, int]]] = {}
-        self._live: dict[int, Value] = {}
+        self._touches: dict[str, list[tuple[_Tensor, int, Ids]]] = {name: [] for name in self.groups}
+        self._tensors: dict[int, _Tensor] = {}
         self._walk, self._names = groups.walk, list(self.groups)
         self._group_of, self._unit_of = self._find_units()
         self._items = [*self._parameters(model), *self._products(), *self._activations()]
         self._changed_by: dict[str, list[_Item]] = defaultdict(list)
         for item in self._items:
-            for name in {name for value in item.reads for name, _ in self._in(value)}:
+            for name in {name for tensor in item.reads for name, _ in tensor.rows}:
                 self._changed_by[name].append(item)
             self._count(item)
 
@@ -94,11 +105,8 @@ class Meter:
             raise ValueError(f"some of the units {chosen.tolist()} of group {name!r} are gone already")
         self._left[name][chosen] = False
         self.kept[name] -= len(chosen)
-        for value, dim, positions in self._touches[name]:
-            fewer = int(positions[chosen].sum())
-            self._rows[name, id(value), dim] -= fewer
-            shape = tuple(n - fewer if k == dim else n for k, n in enumerate(value.shape))
-            object.__setattr__(value, "shape", shape)
+        for tensor, dim, positions in self._touches[name]:
+            tensor.lose(name, dim, int(positions[chosen].sum()))
         for item in self._changed_by[name]:
             self._count(item)
 
@@ -121,8 +129,8 @@ class Meter:
         found = dict.fromkeys(self.groups, 0.0)
         for item in self._items:
             if item.resource == resource:
-                for name, value, dim in item.owners:
-                    found[name] += item.now * self._rows[name, id(value), dim] / value.shape[dim]
+                for name, tensor, dim in item.owners:
+                    found[name] += item.now * tensor.rows[name, dim] / tensor.value.shape[dim]
         return found
 
     def _count(self, item: _Item) -> None:
@@ -143,46 +151,44 @@ class Meter:
                 group_of[roots], unit_of[roots] = number, units
         return group_of[of], unit_of[of]
 
-    def _alive(self, value: Value) -> Value:
-        """A copy of a value of the graph, whose shape follows."""
-        if value.index not in self._live:
-            live = self._live[value.index] = replace(value)
+    def _tensor(self, value: Value) -> _Tensor:
+        """What follows a value of the graph."""
+        if value.index not in self._tensors:
+            found = self._tensors[value.index] = _Tensor(value)
             for dim, axis in enumerate(self._walk.of(value).axes if value.shape else ()):
                 if axis is not None:
-                    self._touch(live, dim, axis.ids[axis.ids >= 0])
-        return self._live[value.index]
+                    self._touch(found, dim, axis.ids[axis.ids >= 0])
+        return self._tensors[value.index]
 
-    def _touch(self, live: Value, dim: int, labels: Ids) -> None:
+    def _touch(self, tensor: _Tensor, dim: int, labels: Ids) -> None:
         """Note how many positions along a dimension vanish with each unit."""
         group_of, unit_of = self._group_of[labels], self._unit_of[labels]
         for number in np.unique(group_of[group_of >= 0]).tolist():
             name = self._names[number]
             positions = np.bincount(unit_of[group_of == number], minlength=self.groups[name].size)
-            self._touches[name].append((live, dim, positions))
-            self._rows[name, id(live), dim] = int(positions.sum())
-            self._held.setdefault(id(live), []).append((name, dim))
+            self._touches[name].append((tensor, dim, positions))
+            tensor.rows[name, dim] = int(positions.sum())
 
     # What costs.
 
     def _parameters(self, model: nn.Module) -> Iterator[_Item]:
         atoms = self._walk.ledger.atoms
-        for name, tensor in model.named_parameters():
-            size = tensor.numel() * tensor.element_size()
-            live = Value(-1, tuple(tensor.shape), tensor.dtype, -1, size, "parameter", name)
-            for dim in range(tensor.dim()):
+        for name, parameter in model.named_parameters():
+            size = parameter.numel() * parameter.element_size()
+            tensor = _Tensor(Value(-1, tuple(parameter.shape), parameter.dtype, -1, size, "parameter", name))
+            for dim in range(parameter.dim()):
                 if (name, dim) in atoms:
                     first, size = atoms[name, dim]
-                    self._touch(live, dim, np.arange(first, first + size))
-            owners = [(group, live, dim) for group, dim in self._in(live) if (name, dim) in self.groups[group].own]
-            yield _Item("params", partial(_numel, live), [live], owners)
+                    self._touch(tensor, dim, np.arange(first, first + size))
+            owners = [(group, tensor, dim) for group, dim in tensor.rows if (name, dim) in self.groups[group].own]
+            yield _Item("params", partial(_numel, tensor), [tensor], owners)
 
     def _products(self) -> Iterator[_Item]:
         for op in self._walk.graph.ops:
             if macs_of(op):
-                args, outputs = map_tensors(self._alive, (op.args, op.outputs), Value)
-                shadow = replace(op, args=args, outputs=outputs)
-                owners = [(name, outputs[0], dim) for name, dim in self._in(outputs[0])]
-                yield _Item("macs", partial(macs_of, shadow), list(shadow.inputs), owners)
+                made, *_ = outputs = [self._tensor(value) for value in op.outputs]
+                owners = [(name, made, dim) for name, dim in made.rows]
+                yield _Item("macs", partial(self._macs, op), [*map(self._tensor, op.inputs), *outputs], owners)
 
     def _activations(self) -> Iterator[_Item]:
         lasting = lifetimes(self._walk.graph)
@@ -190,19 +196,20 @@ class Meter:
             for value in op.outputs:
                 if lasting.get(value.storage, (None,))[0] == op.index and value.numel:
                     _, _, size = lasting.pop(value.storage)
-                    live = self._alive(value)
-                    owners = [(name, live, dim) for name, dim in self._in(live)]
-                    yield _Item("activation_bytes", partial(_bytes, live, size, value.numel), [live], owners)
+                    tensor = self._tensor(value)
+                    owners = [(name, tensor, dim) for name, dim in tensor.rows]
+                    yield _Item("activation_bytes", partial(_bytes, tensor, size, value.numel), [tensor], owners)
 
-    def _in(self, live: Value) -> list[tuple[str, int]]:
-        """The groups that have positions in a tensor, and the dimensions."""
-        return self._held.get(id(live), [])
-
-
-def _numel(value: Value) -> int:
-    return value.numel
+    def _macs(self, op: Op) -> int:
+        """The MACs of an operator on what is left."""
+        left = map_tensors(lambda value: self._tensors[value.index].value, (op.args, op.outputs), Value)
+        return macs_of(replace(op, args=left[0], outputs=left[1]))
 
 
-def _bytes(value: Value, size: int, numel: int) -> int:
+def _numel(tensor: _Tensor) -> int:
+    return tensor.value.numel
+
+
+def _bytes(tensor: _Tensor, size: int, numel: int) -> int:
     """The bytes of a tensor that had a size in bytes when it had so many elements."""
-    return size * value.numel // numel
+    return size * tensor.value.numel // numel

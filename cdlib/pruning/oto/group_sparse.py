@@ -1,4 +1,4 @@
-"""An optimizer that trains and prunes at once: what HESSO and DHSPG, in `cdlib.pruning.oto.optimizers`, have in common.
+"""An optimizer that trains and prunes at once: what HESSO and DHSPG have in common.
 
 It lets a base optimizer do its step, and then moves the redundant units on. Which units are redundant and how they are
 moved is left to the methods.
@@ -16,6 +16,8 @@ from torch import Tensor
 
 from cdlib.errors import CdlibError, check_share, check_whole
 from cdlib.pruning.oto.units import Segments, Units
+
+TINY = 1e-8
 
 
 class GroupSparse(torch.optim.Optimizer):

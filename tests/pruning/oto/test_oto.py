@@ -11,8 +11,8 @@ from joint_setup import BASES, X, chain, gradient, make
 
 from cdlib import find_groups
 from cdlib.pruning import dhspg, hesso
+from cdlib.pruning.oto import DHSPG, HESSO
 from cdlib.pruning.oto.group_sparse import GroupSparse
-from cdlib.pruning.oto.optimizers import DHSPG, HESSO
 
 GROUPS = {"0": ("0.weight", "0.bias"), "2": ("2.weight", "2.bias")}
 

@@ -1,13 +1,4 @@
-"""Training and pruning at once: optimizers that drive whole units to zero while they train the others.
-
-`hesso` and `dhspg` make a `torch.optim.Optimizer` out of any other one. The base moves all weights; then the redundant
-units are moved on towards zero, where they stay. Since only zero-invariant groups take part, `cdlib.remove` of the
-units that `drop` names gives a smaller network that computes what the trained one does ("only train once").
-
-DHSPG is the optimizer of OTOv2 (Chen et al. 2023, arXiv:2303.06862), HESSO that of OTOv3 and its successor (Chen et al.
-2023, arXiv:2312.09411; 2024, arXiv:2409.09085). Where these papers write the gradient, their implementation takes the
-direction of the base (with momentum, or Adam's); so does this one: d = (x - x') / lr for a base step from x to x'.
-"""
+"""DHSPG: units are pulled towards zero, and projected onto it once they leave their half-space (arXiv:2303.06862)."""
 
 from __future__ import annotations
 
@@ -18,59 +9,8 @@ from torch import Tensor, nn
 
 from cdlib.errors import CdlibError, check_share
 from cdlib.grouping import Groups
-from cdlib.pruning.oto.group_sparse import GroupSparse
+from cdlib.pruning.oto.group_sparse import TINY, GroupSparse
 from cdlib.pruning.oto.units import Units
-
-_TINY = 1e-8
-
-
-def hesso(
-    model: nn.Module,
-    groups: Groups,
-    base: torch.optim.Optimizer,
-    target: float = 0.5,
-    *,
-    start: int = 0,
-    steps: int,
-    periods: int = 1,
-    min_width: int = 1,
-) -> HESSO:
-    """Return an optimizer that shrinks the least important units to zero, period by period, while it trains.
-
-    After `start` steps, `steps` steps are divided into `periods` of T = steps // periods. At the start of each, the
-    units with the lowest saliency become redundant; in step t = 0, 1, ... of it they are multiplied by
-    (T - t - 1) / (T - t) after the base has moved them, and so are zero at its end.
-
-    Parameters
-    ----------
-    model : nn.Module
-        The network that `base` trains, on the device where it is trained.
-    groups : Groups
-        What `cdlib.find_groups` returned for it.
-    base : torch.optim.Optimizer
-        Any, for example SGD, Adam or AdamW. Its parameter groups are shared: set learning rates as usual.
-    target : float, default 0.5
-        The group sparsity: floor(target * n) of the n units of all zero-invariant groups become zero.
-    start : int, default 0
-        Steps before, in which the base alone trains (warm-up).
-    steps : int
-        Steps from then until the target is met.
-    periods : int, default 1
-        In how many parts the redundant units are chosen.
-    min_width : int, default 1
-        Units that every group keeps, the most important ones. One is what the papers ask for; in a chain, a layer that
-        narrow ends all learning.
-
-    Returns
-    -------
-    HESSO
-
-    Raises
-    ------
-    CdlibError
-        If an option is out of range, nothing could be removed, or the target leaves no unit in a group.
-    """
-    return HESSO(Units(model, groups, base), base, target, start, steps, periods, min_width)
 
 
 def dhspg(
@@ -131,22 +71,6 @@ def dhspg(
     return DHSPG(Units(model, groups, base), base, target, start, steps, min_width, epsilon=epsilon, **rule)
 
 
-class HESSO(GroupSparse):
-    """Progressive shrink, see `hesso`."""
-
-    def _redundant(self, period: int, x: Tensor, d: Tensor, xd: Tensor) -> Tensor:
-        """Those with the lowest mean of five criteria, each divided by its Euclidean norm over all units."""
-        criteria = (x, x / self.units.elements, xd / (x + _TINY) / (d + _TINY) + 1, xd.abs(), xd.square() / 2)
-        each = self.wanted // self.periods
-        count = self.wanted - period * each if period + 1 == self.periods else each
-        return self._lowest(sum(c / (c.norm() + _TINY) / len(criteria) for c in criteria), count)
-
-    def _move(self, t: int, before: list[Tensor]) -> None:
-        factors = torch.ones_like(self.redundant, dtype=self.units.all.wide)
-        factors[self.redundant & ~self.zero] = (self.period - t - 1) / (self.period - t)
-        self._active.scale(factors)
-
-
 class DHSPG(GroupSparse):
     """Dual half-space projected gradient, see `dhspg`.
 
@@ -183,9 +107,9 @@ class DHSPG(GroupSparse):
 
     def _redundant(self, period: int, x: Tensor, d: Tensor, xd: Tensor) -> Tensor:
         """Those with the highest 0.5 norm(cos(-x, -d)) + 0.5 norm(1 / (|x| / size))."""
-        cosine = xd / (x * d).clamp_min(_TINY)
+        cosine = xd / (x * d).clamp_min(TINY)
         size = 1 / (x / self.units.elements + 1e-6)
-        redundancy = 0.5 * cosine / cosine.norm().clamp_min(_TINY) + 0.5 * size / size.norm()
+        redundancy = 0.5 * cosine / cosine.norm().clamp_min(TINY) + 0.5 * size / size.norm()
         return self._lowest(-redundancy, self.wanted)
 
     def _move(self, t: int, before: list[Tensor]) -> None:
@@ -193,7 +117,7 @@ class DHSPG(GroupSparse):
         xx, mm, xm = slices.products(before)
         rates = slices.rates()
         norm, other, inner = self._lengths(slices, (xx, mm, xm), rates)
-        pull = torch.where(self.redundant, self._lambda(norm, inner, other) / (norm + _TINY), 0.0)
+        pull = torch.where(self.redundant, self._lambda(norm, inner, other) / (norm + TINY), 0.0)
         by = rates * slices.each(pull)
         kept = slices.sum(xx - xm - by * xx)  # <x^, x>
         self.zero |= self.redundant & ((kept < self.epsilon * norm.square()) | (norm == 0))
@@ -204,7 +128,7 @@ class DHSPG(GroupSparse):
     def _lambda(self, norm: Tensor, inner: Tensor, other: Tensor) -> Tensor:
         """Lambda for each unit from |x|, <x, d> and |d|; what it is for units that are not redundant is unused."""
         away = inner < 0
-        lower = torch.where(away, -inner / norm.clamp_min(_TINY), 0.0)
+        lower = torch.where(away, -inner / norm.clamp_min(TINY), 0.0)
         upper = torch.where(away, -other.square() * norm / inner.masked_fill(~away, -1.0), math.inf)
         raised = (self.amplify * lower).clamp(self.penalty, self.penalty * self.coefficient)
         raised = torch.where(raised >= upper, (upper + lower) / 2, raised)

@@ -16,8 +16,7 @@ from functools import partial
 import numpy as np
 from torch import nn
 
-from cdlib.complexity import lifetimes
-from cdlib.complexity.macs import macs_of
+from cdlib.complexity import lifetimes, macs_of
 from cdlib.graph import Op, Value, map_tensors
 from cdlib.grouping import Groups, Ids, check_groups
 

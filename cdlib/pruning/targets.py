@@ -196,7 +196,7 @@ class Draws:
         if self._goal.resource != "activation_bytes" or not rewritten(small):
             return self._left()
         inputs = self._groups.inputs_for(small)
-        return profile(small, inputs.args, batch_dim=inputs.batch_dim).activation_bytes
+        return profile(small, inputs.args, kwargs=inputs.kwargs, batch_dim=inputs.batch_dim).activation_bytes
 
     def _out_of_reach(self, left: int) -> CdlibError:
         """What to raise when all groups are at their least width."""

@@ -1,6 +1,6 @@
 """The masks of `torch.nn.utils.prune` in a network: which weights have one, which can get one, putting on, taking off.
 
-Which weights a mask sets to zero is decided in `cdlib.pruning.unstructured_pruning` and `cdlib.serialization.encoding`.
+Which weights a mask sets to zero is decided in `unstructured_pruning` and `semi_structured`.
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from cdlib.serialization.archive import check_place
-from cdlib.serialization.encoding import FORMS, decode, encode, sizes, two_to_four
+from cdlib.serialization.encoding import FORMS, decode, encode, sizes
 from cdlib.serialization.network_files import example_input, load, save
 from cdlib.serialization.sparse_execution import executable
 
@@ -17,5 +17,4 @@ __all__ = [
     "load",
     "save",
     "sizes",
-    "two_to_four",
 ]

@@ -1,8 +1,8 @@
 """What zeros are worth on the disk: a network stored in forms that know of zeros.
 
-`encode` stores a network without loss, `sizes` sets the bytes of all forms side by side. `two_to_four` makes the
-pattern of zeros that GPUs have kernels for. Other masks are left to `cdlib.pruning`, running from a sparse form to
-`cdlib.serialization.sparse_execution`, files that networks are loaded from to `cdlib.serialization.network_files`.
+`encode` stores a network without loss, `sizes` sets the bytes of all forms side by side. Running from a sparse form is
+left to `cdlib.serialization.sparse_execution`, files that networks are loaded from to
+`cdlib.serialization.network_files`.
 """
 
 from __future__ import annotations
@@ -17,14 +17,10 @@ import torch
 from torch import Tensor, nn
 
 from cdlib.errors import CdlibError, check_choice
-from cdlib.graph import ExampleInput, capture
-from cdlib.grouping import check
 from cdlib.pruning import permanent
-from cdlib.pruning.weight_masks import layers_of, magnitudes, put_on
 from cdlib.serialization import sparse_formats as forms
 from cdlib.serialization import state as contents
 from cdlib.serialization.archive import check_types, digest_of
-from cdlib.surgery.removal import copied
 from cdlib.text import one_line
 from cdlib.torch_state import tied
 
@@ -139,46 +135,3 @@ def _zstd() -> Any:
     except ImportError:
         raise CdlibError("zstd needs the package zstandard: pip install zstandard, or use 'gzip'.") from None
     return zstandard
-
-
-def two_to_four(model: nn.Module, example_input: ExampleInput | None = None) -> nn.Module:
-    """Return a copy with 2:4 masks: of every four weights in a row along the inputs, the two largest stay.
-
-    Parameters
-    ----------
-    model : nn.Module
-        Any network. What is masked already stays masked. Convolutions and linear layers whose inputs (those of a group)
-        are no multiple of four keep all weights.
-    example_input : tensor or tuple, optional
-        What it is called with: only layers that are called then get masks. Without it, all but the output projections
-        of PyTorch's attention are taken to be called.
-
-    Returns
-    -------
-    nn.Module
-        With masks like those of `cdlib.pruning.unstructured`, which stay in training.
-
-    Raises
-    ------
-    CdlibError
-        If it is no network that can be pruned, or cannot be captured; or if the weight of one of the layers is
-        computed (by weight norm, say), shared with another module or not finite.
-    """
-    check(model, () if example_input is None else example_input)
-    called = None if example_input is None else {call.module for call in capture(model, example_input).calls}
-    masked = copied(model)
-    fours = {name: layer for name, layer in layers_of(masked, called).items() if _inputs(layer) % 4 == 0}
-    put_on(masked, fours)
-    for name, layer in fours.items():
-        inputs = 0 if getattr(layer, "transposed", False) else 1
-        rows = (magnitudes(name, layer) * layer.weight_mask).movedim(inputs, -1)
-        keep = torch.zeros(rows.numel() // 4, 4, device=rows.device)
-        keep.scatter_(1, rows.reshape(-1, 4).topk(2).indices, 1)
-        layer.weight_mask.mul_(keep.view(rows.shape).movedim(-1, inputs))
-        layer.weight = layer.weight_orig * layer.weight_mask
-    return masked
-
-
-def _inputs(layer: Any) -> int:
-    """The inputs of a layer, or of a group of them."""
-    return layer.in_features if isinstance(layer, nn.Linear) else layer.in_channels // layer.groups

@@ -18,8 +18,7 @@ from cdlib.errors import CdlibError
 from cdlib.graph import ExampleInput
 from cdlib.grouping import find_groups
 from cdlib.models import RECIPE, build
-from cdlib.pruning.unstructured_pruning import permanent
-from cdlib.pruning.weight_masks import put_on_like, refresh
+from cdlib.pruning import permanent, put_on_like, refresh
 from cdlib.serialization import archive
 from cdlib.serialization import state as contents
 from cdlib.surgery import history

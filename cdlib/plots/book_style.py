@@ -7,10 +7,15 @@ colour-blind (every series has a marker and a line style of its own, besides its
 from __future__ import annotations
 
 import sys
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 # Paul Tol's high-contrast scheme (personal.sron.nl/~pault): safe for the colour-blind, and four distinct greys in
 # print.
 COLOURS = ("#004488", "#DDAA33", "#BB5566", "#000000")
+INK = "#444444"  # of outlines
 MARKERS = ("o", "s", "^", "D")
 LINES = ("-", "--", "-.", ":")
 WIDTH = 5.0  # inches: text of 10 points stays above 8 pixels on a phone that shows 380
@@ -24,7 +29,7 @@ def style() -> None:
     mpl.rcParams.update(
         {
             "axes.axisbelow": True,
-            "axes.edgecolor": "#444444",
+            "axes.edgecolor": INK,
             "axes.grid": True,
             "axes.prop_cycle": cycler(color=COLOURS) + cycler(marker=MARKERS) + cycler(linestyle=LINES),
             "axes.spines.right": False,
@@ -50,3 +55,10 @@ def style() -> None:
         from matplotlib_inline.backend_inline import set_matplotlib_formats
 
         set_matplotlib_formats("svg", metadata={"Date": None})
+
+
+def new_axes() -> Axes:
+    """Return the axes of a new figure."""
+    import matplotlib.pyplot as plt
+
+    return plt.subplots(layout="constrained")[1]

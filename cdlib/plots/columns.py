@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from cdlib.errors import CdlibError
-from cdlib.plots.book_style import COLOURS, MARKERS
+from cdlib.plots.book_style import COLOURS, MARKERS, new_axes
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -34,13 +34,11 @@ def strips(runs: Mapping[str, Iterable[float]], *, ax: Axes | None = None) -> Ax
     CdlibError
         If there is no method, or one without runs.
     """
-    from matplotlib import pyplot as plt
-
     columns = {name: np.asarray(list(values), dtype=float) for name, values in runs.items()}
     for name, values in columns.items() or {"": np.empty(0)}.items():
         if not len(values):
             raise CdlibError(f"no runs of {name!r} to draw: give at least one of each.")
-    axes = ax or plt.subplots(layout="constrained")[1]
+    axes = ax or new_axes()
     for place, values in enumerate(columns.values()):
         beside = place + 0.36 * ((np.arange(len(values)) + 0.5) / len(values) - 0.5)
         mark = MARKERS[place % len(MARKERS)]

@@ -12,7 +12,7 @@ import pandas as pd
 
 from cdlib.complexity import Profile, in_units
 from cdlib.errors import CdlibError, unknown
-from cdlib.plots.book_style import COLOURS, WIDTH
+from cdlib.plots.book_style import COLOURS, INK, WIDTH, new_axes
 from cdlib.plots.point_labels import label_points
 
 if TYPE_CHECKING:
@@ -68,7 +68,7 @@ def bubbles(
     working = layers[(layers[x] > 0) & (layers[y] > 0)]
     if working.empty:
         raise CdlibError(f"no layer has both {x} and {y}; there is nothing to draw.")
-    axes = ax or _axes()
+    axes = ax or new_axes()
     area = 900 * working[size].to_numpy(float) / max(working[size].max(), 1) + 8  # the 8 keeps the least visible
     at = working[x].to_numpy(float), working[y].to_numpy(float)
     axes.scatter(*at, s=area, marker="o", color=COLOURS[0], alpha=0.55, edgecolor="black")
@@ -104,7 +104,7 @@ def timeline(profile: Profile, *, ax: Axes | None = None) -> Axes:
     steps = profile.timeline
     if steps.empty:
         raise CdlibError(f"the profile of {profile.name} has no operators; there is nothing to draw.")
-    axes = ax or _axes()
+    axes = ax or new_axes()
     live = steps["live_bytes"].to_numpy(float)
     peak = int(live.argmax())
     axes.stairs(live, fill=True, color=COLOURS[0], alpha=0.55)
@@ -150,7 +150,7 @@ def comparison(compared: Comparison) -> Figure:
     frame, text = compared.frame, compared.text()
     ratios = frame["after"].astype(float) / frame["before"].astype(float).replace(0, np.nan)
     figure, axes = plt.subplots(figsize=(WIDTH, 1.0 + 0.42 * len(frame)), layout="constrained")
-    axes.axvline(1, color="#444444", linestyle="-", linewidth=1, marker="none")
+    axes.axvline(1, color=INK, linestyle="-", linewidth=1, marker="none")
     for row, ratio in enumerate(ratios):
         colour, hatch = (COLOURS[0], "") if ratio < 0.995 else (COLOURS[2], "//") if ratio > 1.005 else ("white", "")
         axes.barh(row, ratio, height=0.55, color=colour, hatch=hatch or None, edgecolor="black", linewidth=1)
@@ -175,12 +175,6 @@ def _change(ratio: float, change: str) -> str:
     if change.endswith("points") or change == "unchanged":
         return change
     return "" if np.isnan(ratio) else f"× {ratio:.2f}" if ratio > 0.1 else f"× {ratio:.2g}"
-
-
-def _axes() -> Axes:
-    import matplotlib.pyplot as plt
-
-    return plt.subplots(layout="constrained")[1]
 
 
 def _in_units(axes: Axes, which: str, unit: str) -> None:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from cdlib.errors import CdlibError
 from cdlib.grouping import Groups
-from cdlib.plots.book_style import COLOURS
+from cdlib.plots.book_style import COLOURS, INK
 from cdlib.plots.group_diagram import Diagram, Node, diagram
 from cdlib.plots.layering import Layout, layered
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 HUES = (*COLOURS[:3], "#6699CC", "#997700", "#EE99AA")  # the book's, then the rest of Paul Tol's medium-contrast scheme
-GREY, INK = "#999999", "#444444"
+GREY = "#999999"
 ROW = 0.42  # from layer to layer
 HEIGHT = 0.27  # of a node
 LINE = 0.15  # of the legend

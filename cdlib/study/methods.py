@@ -64,8 +64,7 @@ def prune_and_train(parameters: dict[str, Any], seed: int, workdir: Path) -> dic
     for key in ("data", "model", "options", "recipe", "runs", "method"):
         _entry(parameters, key)
     method = dict(parameters["method"])
-    name = _entry(method, "name")
-    del method["name"]
+    name = _taken(method, "name")
     check_choice("method", name, METHODS)
     job = _Job(parameters, seed, workdir)
     extra = _RUNS[name](job, method)
@@ -77,6 +76,13 @@ def _entry(given: dict[str, Any], key: str) -> Any:
     if key not in given:
         raise CdlibError(f"{key!r} is missing; only {', '.join(map(repr, given)) or 'nothing'} is given.")
     return given[key]
+
+
+def _taken(given: dict[str, Any], key: str) -> Any:
+    """Take what must be given out of the options."""
+    value = _entry(given, key)
+    del given[key]
+    return value
 
 
 def _check_options(function: Callable[..., Any], given: Iterable[str]) -> None:
@@ -121,9 +127,7 @@ class _Job:
 
     def tuned(self, method: dict[str, Any]) -> Recipe:
         """Take the recipe of training that follows from the options of a method."""
-        fields = _entry(method, "fine_tune")
-        del method["fine_tune"]
-        return self.recipe.changed(fields)
+        return self.recipe.changed(_taken(method, "fine_tune"))
 
     def scaled(self) -> Recipe:
         """The recipe with so many epochs that the small network's training takes as many MACs as the dense one's."""
@@ -223,8 +227,7 @@ def _joint(function: Callable[..., Any]) -> Callable[[_Job, dict[str, Any]], dic
     def run(job: _Job, method: dict[str, Any]) -> dict[str, Any]:
         """`start_epochs` and `prune_epochs` are the method's steps in epochs."""
         a_epoch = len(job.dataset.train) // job.recipe.batch_size
-        method["start"], method["steps"] = (_entry(method, key) * a_epoch for key in ("start_epochs", "prune_epochs"))
-        del method["start_epochs"], method["prune_epochs"]
+        method["start"], method["steps"] = (_taken(method, key) * a_epoch for key in ("start_epochs", "prune_epochs"))
         groups = job.groups(method)
         _check_options(function, method)
         made: list[Any] = []

@@ -61,7 +61,10 @@ def fetching(name: str, weights: Weights) -> Iterator[None]:
         with redirect_stdout(sys.stderr):
             yield
     except Exception as error:
-        url, file, why = weights.url, weights.file, one_line(error.__cause__ or error)
+        cause: BaseException = error
+        while cause.__cause__:  # libraries wrap the system's reason in words of their own
+            cause = cause.__cause__
+        url, file, why = weights.url, weights.file, one_line(cause)
         message = f"{file} does not hold the weights of {name!r} ({why}): delete it and try again."
         if not file.exists():
             message = f"cannot fetch the ImageNet weights of {name!r} ({why}): download {url} and save it as {file}"

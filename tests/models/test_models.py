@@ -345,6 +345,18 @@ def test_fetching_prints_nothing_and_waits_for_no_dead_server(
     assert patience == [20.0] and socket.getdefaulttimeout() == before
 
 
+def test_the_reason_is_the_systems(checkpoints: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def wrapped(*_: object, **__: object) -> None:
+        try:
+            raise ConnectionError("name not known")
+        except ConnectionError as error:
+            raise OSError("please check your connection " * 20) from error
+
+    monkeypatch.setattr(timm.models._hub, "hf_hub_download", wrapped)
+    with pytest.raises(CdlibError, match=r"'timm:convnext_atto' \(ConnectionError: name not known\): download https"):
+        models.build("timm:convnext_atto", pretrained=True)
+
+
 def test_a_download_that_is_another_file_is_not_kept(checkpoints: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     class Other(io.BytesIO):
         def info(self) -> object:

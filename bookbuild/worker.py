@@ -38,6 +38,8 @@ def run(
     log = os.open(folder / "log", os.O_WRONLY | os.O_CREAT)
     for stream in (1, 2):
         os.dup2(log, stream)
+    for sent in (signal.SIGINT, signal.SIGHUP):  # they reach the parent too, which ends the kernel and its children
+        signal.signal(sent, lambda *_: None)
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # papermill then ends the kernel
     threading.Thread(target=_follow_the_parent, daemon=True).start()
     logging.disable()  # of papermill; an error comes through the pipe

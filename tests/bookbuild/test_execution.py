@@ -206,11 +206,12 @@ def test_a_disk_that_takes_nothing_is_reported_with_the_systems_reason(
 
 
 def kernels(book: Path) -> list[psutil.Process]:
-    """Return the processes that run a chapter of a book: their working directory or IPython's folder is in it."""
+    """Return the processes that run a book, and what they started: they work in its folder or have settings there."""
     found = []
     for process in psutil.process_iter():
         try:
-            if str(book) in process.environ().get("IPYTHONDIR", "") and process.status() != psutil.STATUS_ZOMBIE:
+            places = process.cwd(), process.environ().get("IPYTHONDIR", "")
+            if any(place.startswith(str(book)) for place in places) and process.pid != os.getpid():
                 found.append(process)
         except psutil.Error:
             continue
@@ -293,14 +294,15 @@ def eventually(fact: Callable[[], object], seconds: float = 60) -> bool:
     ("words", "sent"), [("book", "SIGTERM"), ("chapter 1 quick", "SIGHUP"), ("pair", "SIGINT"), ("book", "SIGKILL")]
 )
 def test_a_signal_ends_every_process_and_leaves_the_old_site(small_book: Book, words: str, sent: str) -> None:
-    book = small_book(_01_long=[PARAMETERS, LEAVE_A_TRACE + "\nwhile True:\n    pass"])
+    child = "import subprocess\nsubprocess.Popen(['sleep', '1000'])\n"
+    book = small_book(_01_long=[PARAMETERS, child + LEAVE_A_TRACE + "\nwhile True:\n    pass"])
     site = book / "_build" / "html"
     site.mkdir(parents=True)
     (site / "index.html").write_text("the old site")
     make = start(book, *words.split())
     assert eventually(lambda: trace(book))
-    assert kernels(book)
-    everyone = os.killpg if sent == "SIGINT" else os.kill  # Ctrl-C in a terminal is for all that runs in it
+    assert len(kernels(book)) >= 4  # make's, a chapter's, its kernel and what that started
+    everyone = os.killpg if sent in ("SIGINT", "SIGHUP") else os.kill  # a terminal sends these to all that runs in it
     everyone(make.pid, signal.Signals[sent])
     _, messages = make.communicate(timeout=30)
     if sent == "SIGKILL":

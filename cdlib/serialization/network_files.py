@@ -22,7 +22,8 @@ from cdlib.pruning import permanent, put_on_like, refresh
 from cdlib.serialization import archive
 from cdlib.serialization import state as contents
 from cdlib.surgery import history
-from cdlib.surgery.removal import HISTORY, cut, rewritten, shrink
+from cdlib.surgery.history import HISTORY
+from cdlib.surgery.removal import cut, rewritten, shrink
 from cdlib.text import one_line
 from cdlib.torch_state import tensors_of, tied
 
@@ -213,13 +214,15 @@ def _removed(network: nn.Module, entry: history.Entry) -> nn.Module:
         contents.check_slices(network, slices)
         shrink(network, slices)
         history.set_attributes(network, entry)
-        setattr(network, HISTORY, [*getattr(network, HISTORY, []), entry])
+        history.add(network, entry)
         return network
     history.set_types(network, entry)
     device = next((tensor.device for tensor in tensors_of(network).values()), torch.device("cpu"))
     example, kwargs = (history.from_json(entry.get(key), device) for key in ("input", "kwargs"))
     small = cut(network, find_groups(network, example, kwargs=kwargs, batch_dim=entry["batch_dim"]), slices)
-    if rewritten(small) != entry["rewritten"]:
-        here, there = (", ".join(names) or "nothing" for names in (rewritten(small), entry["rewritten"]))
-        raise CdlibError(f"{here} has to be rewritten here, and it was {there}")
+    outer = tuple(f"{name}." if name else "" for name in entry["rewritten"])
+    if more := [name for name in rewritten(small) if not f"{name}.".startswith(outer)]:
+        raise CdlibError(
+            f"{', '.join(more) or 'all'} has to be rewritten here, and it was {', '.join(entry['rewritten'])}"
+        )
     return small

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from cdlib.errors import CdlibError
 from cdlib.grouping import Ids
 from cdlib.surgery import Rewritten
-from cdlib.surgery.removal import HISTORY
+from cdlib.surgery.history import HISTORY
 from cdlib.torch_state import check_network, check_numbers, check_shapes, sharing, tensors_of, tied
 
 

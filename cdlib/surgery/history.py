@@ -16,17 +16,20 @@ from torch import Tensor, nn
 
 from cdlib.errors import CdlibError
 from cdlib.graph import Inputs
-from cdlib.grouping import Ids
+from cdlib.grouping import Ids, Key
 from cdlib.torch_state import tensors_of
 
+HISTORY = "_cdlib_removed"
+"""The attribute of a cut network that says what was removed: a list of entries."""
+
 Entry = dict[str, Any]
-"""One removal, see `note`."""
+"""One removal, or several composed, see `note`."""
 
 
 def note(
     model: nn.Module,
     inputs: Inputs,
-    slices: Mapping[tuple[str, int], Ids],
+    slices: Mapping[Key, Ids],
     rewritten: list[str],
     attributes: Mapping[str, Mapping[str, Any]],
 ) -> Entry:
@@ -53,11 +56,8 @@ def note(
         type of most tensors under ``""``, and the others by name).
     """
     alone, *rest = inputs.args or (None,)
-    places: dict[str, list[str]] = {}
-    for (name, dim), ids in slices.items():
-        places.setdefault(_runs(ids), []).append(f"{name}:{dim}")
-    return {
-        "slices": places,
+    entry = {
+        "slices": _places(slices),
         "input": to_json(alone if isinstance(alone, Tensor) and not rest else inputs.args),
         **({"kwargs": to_json(inputs.kwargs)} if inputs.kwargs else {}),
         "batch_dim": inputs.batch_dim,
@@ -65,11 +65,32 @@ def note(
         "attributes": to_json({path: dict(values) for path, values in attributes.items() if values}),
         "types": _types(model),
     }
+    names = set(tensors_of(model))
+    masked = {name.removesuffix("_mask") for name in names if f"{name.removesuffix('_mask')}_orig" in names}
+    return unmasked(entry, names - {f"{name}_{end}" for name in masked for end in ("orig", "mask")} | masked)
 
 
-def slices(entry: Entry) -> dict[tuple[str, int], Ids]:
+def add(model: nn.Module, entry: Entry) -> None:
+    """Note a removal on a network from which it was done.
+
+    Where neither it nor the one before rewrote code, they become one: what is gone in the end, by the indices of the
+    network before both.
+    """
+    *before, last = getattr(model, HISTORY, None) or [None]
+    if last is not None and not last["rewritten"] and not entry["rewritten"]:
+        gone, changed = slices(last), from_json(last["attributes"])
+        for key, ids in slices(entry).items():
+            done = gone.get(key, ids[:0])
+            gone[key] = np.union1d(done, np.setdiff1d(np.arange(ids.max() + 1 + done.size), done)[ids])
+        for path, values in from_json(entry["attributes"]).items():
+            changed[path] = {**changed.get(path, {}), **values}
+        last, entry = None, {**entry, "slices": _places(gone), "attributes": to_json(changed)}
+    setattr(model, HISTORY, [*before, *([last] if last is not None else []), entry])
+
+
+def slices(entry: Entry) -> dict[Key, Ids]:
     """Return the indices that vanished from each dimension of each tensor."""
-    found: dict[tuple[str, int], Ids] = {}
+    found: dict[Key, Ids] = {}
     for runs, places in entry["slices"].items():
         ends = [[int(end) for end in run.split("-")] for run in runs.split(",")]
         ids = np.concatenate([np.arange(run[0], run[-1] + 1) for run in ends])
@@ -157,6 +178,14 @@ def is_complete(value: Any) -> bool:
     if isinstance(value, list):
         return all(is_complete(item) for item in value)
     return not isinstance(value, dict) or ("other" not in value and is_complete(list(value.values())))
+
+
+def _places(slices: Mapping[Key, Ids]) -> dict[str, list[str]]:
+    """The places from which indices vanish, by these indices as text."""
+    places: dict[str, list[str]] = {}
+    for (name, dim), ids in slices.items():
+        places.setdefault(_runs(ids), []).append(f"{name}:{dim}")
+    return places
 
 
 def _runs(ids: Ids) -> str:

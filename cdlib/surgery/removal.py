@@ -18,16 +18,13 @@ from torch import Tensor, nn
 from cdlib.errors import CdlibError
 from cdlib.graph import run
 from cdlib.grouping import Drop, Group, Groups, Ids, Key, check_batch, check_groups, find_again
+from cdlib.surgery import history
 from cdlib.surgery.attributes import Guesses, adjust, own_tensors
-from cdlib.surgery.history import note
 from cdlib.surgery.prediction import Prediction, first_difference, gone
 from cdlib.surgery.rewriting.module import Rewritten
 from cdlib.surgery.rewriting.rewriter import Rewriter
 from cdlib.text import one_line
 from cdlib.torch_state import tensors_of
-
-HISTORY = "_cdlib_removed"
-"""The attribute of a cut network that says what was removed: a dictionary per removal, see `cdlib.surgery.history`."""
 
 
 def remove(model: nn.Module, groups: Groups, drop: Drop, *, round_to: int = 1) -> nn.Module:
@@ -150,8 +147,7 @@ def cut(model: nn.Module, groups: Groups, slices: Mapping[Key, Ids]) -> nn.Modul
         small = rewriter.rewrite(small, module, error)
         prediction, args = rewriter.prediction, rewriter.args
     rewriter.finish(small)
-    done = note(model, inputs, slices, rewritten(small), guesses.made)
-    setattr(small, HISTORY, [*getattr(model, HISTORY, []), done])
+    history.add(small, history.note(model, inputs, slices, rewritten(small), guesses.made))
     return small
 
 

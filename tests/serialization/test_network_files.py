@@ -22,7 +22,8 @@ from cdlib import CdlibError, models
 from cdlib.serialization import archive
 from cdlib.serialization.network_files import example_input
 from cdlib.surgery import history
-from cdlib.surgery.removal import HISTORY, rewritten
+from cdlib.surgery.history import HISTORY
+from cdlib.surgery.removal import rewritten
 from cdlib.torch_state import tensors_of
 
 IMAGE = torch.zeros(1, 3, 8, 8)
@@ -125,7 +126,7 @@ def test_what_was_loaded_can_be_cut_saved_and_loaded_again(tmp_path: Path) -> No
     cdlib.save(twice, tmp_path / "twice.cdlib")
     same = cdlib.load(tmp_path / "twice.cdlib")
     assert_same(twice, same)
-    assert len(getattr(same, HISTORY)) == 2
+    assert len(getattr(same, HISTORY)) == 1, "two removals are one map of indices"
 
 
 def test_a_network_that_was_never_cut(tmp_path: Path) -> None:
@@ -164,7 +165,18 @@ def test_a_removal_that_rewrites_something_else_is_refused(tmp_path: Path) -> No
         description["removed"][0]["rewritten"] = ["expand"]
 
     changed(tmp_path / "odd.cdlib", other)
-    assert "and it was expand" in refused(tmp_path / "odd.cdlib", Stubborn())
+    assert "all has to be rewritten here, and it was expand" in refused(tmp_path / "odd.cdlib", Stubborn())
+
+
+def test_code_that_follows_by_now_need_not_be_rewritten_again(tmp_path: Path) -> None:
+    cdlib.save(half(shaken(Own()), IMAGE), tmp_path / "own.cdlib")
+
+    def once(description: dict[str, Any]) -> None:
+        description["removed"][0]["rewritten"] = ["inner"]
+
+    changed(tmp_path / "own.cdlib", once)
+    same = cdlib.load(tmp_path / "own.cdlib", Own())
+    assert rewritten(same) == [] and torch.equal(same(IMAGE), half(shaken(Own()), IMAGE)(IMAGE))
 
 
 def test_a_fresh_process_loads_it(tmp_path: Path) -> None:

@@ -97,11 +97,6 @@ def compare(
         return
     frame = comparison.frame.astype(object).where(comparison.frame.notna(), None)
     first, second = measured.values()
-    facts: dict[str, Any] = {
-        "before": first.name,
-        "after": second.name,
-        "input": list(first.input_shape[1:]),
-        "data": first.data,
-    }
-    facts |= {"machine": first.machine, "runs": runs, "quantities": frame.to_dict("index")}
+    facts: dict[str, Any] = {"before": first.name, "after": second.name, "input": list(first.input_shape[1:])}
+    facts |= {"data": first.data, "machine": first.machine, "runs": runs, "quantities": frame.to_dict("index")}
     output.print_json({**facts, "mcnemar": None if comparison.paired is None else vars(comparison.paired)})

@@ -62,13 +62,7 @@ def sample(shape: str | None, files: list[Path]) -> Tensor:
 
 
 def zeros(text: str) -> Tensor:
-    """Return one sample of zeros, float32 [1, ...], of a shape like ``3x32x32``.
-
-    Raises
-    ------
-    CdlibError
-        If it is no shape, or too large to be held.
-    """
+    """Return one sample of zeros, float32 [1, ...], of a shape like ``3x32x32``; a CdlibError if it cannot be held."""
     import torch
 
     if not re.fullmatch(r"[1-9]\d*([x×,][1-9]\d*)*", text.lower(), re.ASCII):
@@ -82,10 +76,7 @@ def zeros(text: str) -> Tensor:
 def build(model: str, classes: int, example: Tensor, settings: Settings, weights: Path | None = None) -> nn.Module:
     """Load or build a network; one that lets its input channels be chosen gets those of the example.
 
-    Raises
-    ------
-    CdlibError
-        If the network or its weights cannot be had.
+    A CdlibError if the network or its weights cannot be had.
     """
     from cdlib import models, serialization
 

@@ -43,15 +43,9 @@ def print_json(value: object) -> None:
 
 
 def print_table(headings: Sequence[str], rows: Sequence[Sequence[object]], right: Container[int] = ()) -> None:
-    """Print a table that is as wide as it needs to be, unless it goes to a terminal, where it must fit.
+    """Print a table, with the columns `right` aligned on the right.
 
-    Parameters
-    ----------
-    headings : sequence of str
-    rows : sequence of sequence
-        One cell per heading.
-    right : container of int, optional
-        The columns to align on the right.
+    It is as wide as it needs to be, unless it goes to a terminal, where it must fit.
     """
     from rich.box import SIMPLE_HEAD
     from rich.console import Console
@@ -99,13 +93,7 @@ def print_totals(found: Profile) -> None:
 
 
 def print_groups(facts: dict[str, Any]) -> None:
-    """Print a row per group of channels, and how much of the network can be reached.
-
-    Parameters
-    ----------
-    facts : dict
-        As `cdlib groups --json` prints them.
-    """
+    """Print what `cdlib groups --json` does: a row per group of channels, and how much of them can be reached."""
     yes = {True: "yes", False: "no"}
     groups = facts["groups"]
     rows = [
@@ -120,15 +108,7 @@ def print_groups(facts: dict[str, Any]) -> None:
 
 
 def print_pruned(facts: dict[str, Any], most: int = 6) -> None:
-    """Print what became of a network: the units removed, the counts before and after, what was rewritten.
-
-    Parameters
-    ----------
-    facts : dict
-        As `cdlib prune --json` prints them.
-    most : int, default 6
-        Modules to name before the rest is counted.
-    """
+    """Print what `cdlib prune --json` does: units removed, counts before and after, `most` of the modules rewritten."""
     from cdlib.complexity import in_units
 
     size, groups = times(facts["input"]), facts["groups"].values()

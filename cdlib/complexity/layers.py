@@ -62,19 +62,10 @@ def layer_names(graph: Graph) -> list[str]:
 def layer_table(
     model: nn.Module, graph: Graph, names: list[str], made: dict[int, int], live: list[int]
 ) -> pd.DataFrame:
-    """Return a row per layer, in the order of the run, indexed by name.
+    """Return a row per layer of the network that `graph` was captured from, in the order of the run, indexed by name.
 
-    Parameters
-    ----------
-    model : nn.Module
-        The network that `graph` was captured from.
-    graph : Graph
-    names : list of str
-        The layer of each operator, from `layer_names`.
-    made : dict
-        Bytes of lasting activations that each operator makes, by its index.
-    live : list of int
-        Bytes of activations alive while each operator runs.
+    Of each operator, `names` has its layer, from `layer_names`, `made` the bytes of lasting activations that it makes,
+    by its index, and `live` the bytes of activations alive while it runs.
     """
     rows: dict[str, dict[str, Any]] = {}
     for op in graph.ops:

@@ -21,13 +21,7 @@ def bits(purpose: str, *seeds: int) -> np.random.PCG64:
 
 
 def chosen(labels: np.ndarray, share: float, seed: int, purpose: str) -> np.ndarray:
-    """Return a mask of about `share` of each class, drawn by `seed`; at least one image, and not all.
-
-    Raises
-    ------
-    CdlibError
-        If `seed` is no seed of a split.
-    """
+    """Return a mask of about `share` of each class, drawn by the seed of a split; at least one image, and not all."""
     check_seed(seed, "split_seed")
     keys = draws(purpose, len(labels), seed)
     mask = np.zeros(len(labels), bool)

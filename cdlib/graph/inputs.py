@@ -41,10 +41,7 @@ class Inputs:
     ) -> Inputs:
         """Return what a user gave as the input of a network.
 
-        Raises
-        ------
-        CdlibError
-            If it is no tensor or tuple, holds no tensor or no sample, or has no such dimension.
+        A CdlibError if it is no tensor or tuple, holds no tensor or no sample, or has no such dimension.
         """
         if kwargs is not None and not (isinstance(kwargs, Mapping) and all(isinstance(key, str) for key in kwargs)):
             raise CdlibError(f"kwargs is {type(kwargs).__name__!r}; pass a dict of the network's arguments by name.")

@@ -93,7 +93,7 @@ class Recorder(TorchDispatchMode):
         if id(t) in self._values and (tuple(t.shape), *_memory(t)) != (self._values[id(t)].shape, *self._memory[id(t)]):
             key, size = self._memory[id(t)]
             if _memory(t)[0] == key and _memory(t)[1] != size:
-                del self._storages[key]
+                self._storages.pop(key, None)
             del self._values[id(t)]
 
     def _twin(self, t: Tensor) -> Tensor:

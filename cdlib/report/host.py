@@ -33,13 +33,7 @@ def machine(device: torch.device | str = "cpu") -> str:
 
 @contextlib.contextmanager
 def threads(count: int | None) -> Iterator[None]:
-    """Run a `with` block on `count` torch threads (None: as it is), and restore the setting after it.
-
-    Raises
-    ------
-    CdlibError
-        If `count` is less than 1.
-    """
+    """Run a `with` block on `count` torch threads, 1 or more (None: as it is), and restore the setting after it."""
     if count is not None:
         check_whole("threads", count, 1)
     before = torch.get_num_threads()

@@ -58,10 +58,7 @@ def prepare(path: Path) -> None:
 def save(path: Path, run: dict[str, Any], content: dict[str, Any]) -> None:
     """Write `content` as the checkpoint of the run with identity `run`, replacing the one before, all or nothing.
 
-    Raises
-    ------
-    CdlibError
-        If it cannot be written, for example because the disk is full. The checkpoint before stays.
+    A CdlibError if it cannot be written, for example because the disk is full; the checkpoint before stays.
     """
     try:
         with atomic(path) as file:
@@ -73,19 +70,9 @@ def save(path: Path, run: dict[str, Any], content: dict[str, Any]) -> None:
 
 
 def load(path: Path, run: dict[str, Any]) -> dict[str, Any] | None:
-    """Return the content of a checkpoint, on the CPU, or None if there is no file.
+    """Return the content of a checkpoint of the run with identity `run`, on the CPU, or None if there is no file.
 
-    Parameters
-    ----------
-    path : Path
-        The file.
-    run : dict
-        The identity of the run that wants it.
-
-    Raises
-    ------
-    CdlibError
-        If it is truncated, damaged, or of another run.
+    A CdlibError if it is truncated, damaged, or of another run.
     """
     if not path.exists():
         return None

@@ -467,7 +467,7 @@ def test_an_unknown_name_suggests_the_nearest(name: str, near: str) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"validation": 1.0}, "validation=1.0: give a number from 0 to below 1"),
+        ({"validation": 1.0}, "validation=1.0 is no share: give a number from 0 to below 1"),
         ({"split_seed": -1}, "split_seed=-1: give an integer of at least 0"),
         ({"split_seed": 2**64}, f"split_seed={2**64}: give an integer of at most"),
     ],

@@ -13,13 +13,10 @@ from cdlib.torch_state import check_module, check_shapes, sharing, tensors_of
 
 
 def check(model: Any, example_input: Any) -> None:
-    """Raise if a network is not one that can be cut, or is on another device than its input.
+    """Raise a CdlibError if a network is not one that can be cut, or is on another device than its input.
 
-    Raises
-    ------
-    CdlibError
-        For what is no network, a compiled, scripted, exported, quantised or uninitialised one, one whose parameters
-        share memory without being the same, inside torch.inference_mode, and for an input on another device.
+    So is what is no network, a compiled, scripted, exported, quantised or uninitialised one, one whose parameters share
+    memory without being the same, and any inside torch.inference_mode.
     """
     name = type(check_module(model)).__name__
     if torch.is_inference_mode_enabled():
@@ -54,14 +51,10 @@ def check(model: Any, example_input: Any) -> None:
 
 
 def check_course(graph: Graph) -> None:
-    """Raise if a recorded network chose by a number that it computed from its input which weights to use.
+    """Raise a CdlibError if a network chose by a number that it computed from its input which weights to use.
 
-    Choices after the last weight, such as those of a detector about its boxes, do no harm.
-
-    Raises
-    ------
-    CdlibError
-        Since one run does not show what the network does for other inputs.
+    One run does not show what it does for other inputs. Choices after the last weight, such as those of a detector
+    about its boxes, do no harm.
     """
     last = max((op.index for op in graph.ops if any(v.kind == "parameter" for v in op.inputs)), default=0)
     for op in graph.ops[:last]:
@@ -88,12 +81,9 @@ def training_run(model: nn.Module, graph: Graph, inputs: Inputs) -> Graph | None
 
 
 def check_batch(model: nn.Module, graph: Graph, args: Inputs) -> None:
-    """Raise if a network uses other weights for several samples (`args`) than for one (`graph`).
+    """Raise a CdlibError if a network uses other weights for several samples (`args`) than for one (`graph`).
 
-    Raises
-    ------
-    CdlibError
-        Since one run does not show what it does. A network whose shapes depend on numbers is not checked.
+    A network whose shapes depend on numbers is not checked.
     """
     if graph.follows_numbers:
         return

@@ -33,7 +33,7 @@ class Walk:
         classifiers): they go along, but what training does is nothing that zeros could change.
     consumed_only : set, optional
         The parameter dimensions, as (name, dimension), that are read by products and never made by them: the input
-        side of layers, which is not zeroed with a unit. Guessed when None, see `cdlib.grouping.reshape_choices.walk`.
+        side of layers, which is not zeroed with a unit. Guessed when None, see `cdlib.grouping.choose_reshapes`.
     """
 
     def __init__(
@@ -109,6 +109,20 @@ class Walk:
             axis = labels.axes[dim]
             if axis is not None:
                 self.ledger.freeze(axis.ids, op, reason)
+
+    def aligned(self, value: Value, shape: tuple[int, ...], op: Op) -> list[tuple[Axis | None, str] | None]:
+        """For each dimension of a shape that a value is broadcast to, its labels, and why where there are none.
+
+        Where it is repeated, there is None, and a label that is spread over several positions must stay.
+        """
+        axes, why = self.of(value)
+        found: list[tuple[Axis | None, str] | None] = []
+        for back in range(len(shape), 0, -1):
+            same = len(axes) >= back and value.shape[-back] == shape[-back]
+            found.append((axes[-back], why) if same else None)
+            if not same and len(axes) >= back:
+                self.spread(axes[-back], op)
+        return found
 
     def spread(self, axis: Axis | None, op: Op) -> None:
         """Note that a dimension of size 1 is repeated over several positions, so that its label must stay."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from cdlib.graph import Op, Value
-from cdlib.grouping.labels import Axis, Labels
+from cdlib.grouping.labels import Labels
 from cdlib.grouping.rules.registry import rule
 from cdlib.grouping.walk_state import STRUCTURAL, Walk
 
@@ -33,16 +33,12 @@ def vector_product(walk: Walk, op: Op, args: dict[str, Any]) -> Labels:
 @rule("addmm", "baddbmm")
 def product_and_sum(walk: Walk, op: Op, args: dict[str, Any]) -> Labels:
     """A product plus a tensor that is broadcast to it: zero where both are."""
-    labels, added, shape = product(walk, op, args), args["self"], op.outputs[0].shape
-    own, why = walk.of(added)
-    axes: list[Axis | None] = []
-    for back in range(len(shape), 0, -1):
-        axis, other = labels.axes[-back], own[-back] if len(own) >= back else None
-        if len(own) < back or added.shape[-back] != shape[-back]:
-            walk.spread(other, op)
-            axes.append(axis and axis.known(False))
-        else:
-            axes.append(walk.join([(axis, labels.why), (other, why)], op))
+    labels = product(walk, op, args)
+    added = walk.aligned(args["self"], op.outputs[0].shape, op)
+    axes = (
+        axis and axis.known(False) if here is None else walk.join([(axis, labels.why), here], op)
+        for axis, here in zip(labels.axes, added, strict=True)
+    )
     return Labels(tuple(axes), labels.why)
 
 

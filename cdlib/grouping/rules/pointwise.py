@@ -30,28 +30,16 @@ def pointwise(walk: Walk, op: Op, args: dict[str, Any]) -> Labels | list[Labels]
 
 def broadcast(walk: Walk, op: Op, operands: Sequence[Value], shape: tuple[int, ...]) -> Labels:
     """Couple the operands dimension by dimension, aligned at the last one; try whether zeros give zero."""
-    found = [walk.of(value) for value in operands]
     if len(shape) > 1 and all(is_weight(value) for value in operands):
         walk.asked_weights = True
     axes: list[Axis | None] = []
-    for back in range(len(shape), 0, -1):
-        size = shape[-back]
-        here: list[tuple[Axis | None, str]] = []
-        flags: list[Flags] = []
-        for value, (own, why) in zip(operands, found, strict=True):
-            axis = own[-back] if len(own) >= back else None
-            same = len(own) >= back and value.shape[-back] == size
-            if same and value.kind == "parameter":  # first, since it is what makes channels, not a mask of it
-                here.insert(0, (axis, why))
-            elif same:
-                here.append((axis, why))
-            else:
-                walk.spread(axis, op)
-            none = axis is None or not same
-            flags.append(np.zeros(size, dtype=bool) if axis is None or none else axis.zero)
-        joined = walk.join(here, op)
-        axes.append(None if joined is None else joined.known(_zeros(walk, op, operands, joined, flags)))
-    return Labels(tuple(axes), next((why for _, why in found if why), ""))
+    for size, *found in zip(shape, *(walk.aligned(value, shape, op) for value in operands), strict=True):
+        # parameters first, since they are what makes channels, not a mask of it
+        order = sorted(zip(operands, found, strict=True), key=lambda pair: pair[0].kind != "parameter")
+        joined = walk.join([here for _, here in order if here is not None], op)
+        flags = [here[0].zero if here and here[0] else np.zeros(size, dtype=bool) for here in found]
+        axes.append(joined and joined.known(_zeros(walk, op, operands, joined, flags)))
+    return Labels(tuple(axes), next((why for value in operands if (why := walk.of(value).why)), ""))
 
 
 def _zeros(walk: Walk, op: Op, operands: Sequence[Value], axis: Axis, flags: list[Flags]) -> Flags:

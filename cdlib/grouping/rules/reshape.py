@@ -32,13 +32,11 @@ def copy(walk: Walk, op: Op, args: dict[str, Any]) -> Labels:
     """The source, broadcast to the shape of the destination, in its place."""
     into, source = args["self"], args["src"]
     labels = broadcast(walk, op, [into, source], into.shape)
-    own, axes = walk.of(source).axes, list(labels.axes)
-    for back in range(1, len(axes) + 1):
-        if (axis := axes[-back]) is None:
-            continue
-        other = own[-back] if len(own) >= back else None
-        same = other is not None and source.shape[-back] == into.shape[-back]
-        axes[-back] = axis.known(other.zero if same and other is not None else False)
+    given = walk.aligned(source, into.shape, op)
+    axes = (
+        axis and axis.known(here[0].zero if here and here[0] else False)
+        for axis, here in zip(labels.axes, given, strict=True)
+    )
     return Labels(tuple(axes), labels.why)
 
 

@@ -15,6 +15,7 @@ import pytest
 
 from bookbuild import __main__ as commands
 from bookbuild import notebooks, site
+from bookbuild.chapters import Job, Result
 from cdlib.errors import CdlibError
 
 ROOT = Path(__file__).parents[2]
@@ -153,19 +154,24 @@ def test_a_table_of_contents_that_does_not_fit_is_refused_before_anything_runs(
 def test_a_chapter_that_failed_or_a_site_that_did_not_come_out_is_exit_code_1(
     book: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    text = book / "notebooks" / "01_title.md"
-    whole = text.read_text()
-    text.write_text(whole.replace("rate = 0.5", "rate = 2.5"))
-    assert commands.main(["book"]) == 1
-    assert "error: 1 of 2 chapters failed (see above); the site was not built." in capsys.readouterr().err
+    failures = ["notebooks/01_title.md:21: no luck", None]
+
+    def executed(jobs: list[Job], root: Path, _: int) -> list[Result]:
+        return [Result(job, root, 1.0, error=error) for job, error in zip(jobs, failures, strict=True)]
 
     def broken(*_: object) -> Path:
         raise CdlibError("no site today.")
 
-    text.write_text(whole)
+    monkeypatch.setattr(commands, "execute", executed)
     monkeypatch.setattr(site, "build", broken)
     assert commands.main(["book"]) == 1
-    assert capsys.readouterr().err.endswith("error: no site today.\n")
+    assert capsys.readouterr().err == "error: 1 of 2 chapters failed (see above); the site was not built.\n"
+    failures = [None, None]
+    assert commands.main(["book"]) == 1
+    assert capsys.readouterr().err == "error: no site today.\n"
+    monkeypatch.setattr(site, "build", lambda results, root: root / "index.html")
+    assert commands.main(["book"]) == 0
+    assert capsys.readouterr().out == f"The book is {book / 'index.html'}\n"
 
 
 def test_hanging_up_is_ignored_where_the_caller_ignores_it(book: Path) -> None:

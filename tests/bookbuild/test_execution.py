@@ -137,10 +137,14 @@ def test_a_failing_chapter_is_named_with_its_cell_and_the_others_finish(
         ),
     }
     broken = {name: [PARAMETERS, "print()", source, LEAVE_A_TRACE] for name, (source, _) in expected.items()}
-    book = small_book(**broken, _07_works=[PARAMETERS, LEAVE_A_TRACE])
-    *failed, works = run(book, seed="0", lr="0.2")  # there is one more cell then, of which readers know nothing
+    count = "count = globals().get('count', 0) + 1\nassert count < 3"  # the line of a cell that stands twice is its own
+    book = small_book(**broken, _07_works=[PARAMETERS, LEAVE_A_TRACE], _08_thrice=[PARAMETERS, count, count, count])
+    *failed, works, thrice = run(book, lr="0.2")  # there is one more cell then, of which readers know nothing
     for result, (name, (_, why)) in zip(failed, expected.items(), strict=True):
         assert result.error == f"notebooks/{name[1:]}.md:28: code cell 3 {why}"
+    assert thrice.error == (
+        "notebooks/08_thrice.md:34: code cell 4 (count = globals().get('count', 0) + 1): AssertionError"
+    )
     assert works.error is None and trace(book) == ["0 0.2 digits True"]
     shown = capsys.readouterr().err
     assert f"FAILED after {failed[0].seconds:.1f} s: {failed[0].error}" in shown
@@ -150,14 +154,6 @@ def test_a_failing_chapter_is_named_with_its_cell_and_the_others_finish(
         "ZeroDivisionError"
     ]
     assert not [name for name in executed(book) if name.startswith(".")]
-
-
-def test_the_line_of_a_cell_that_stands_twice_is_its_own(small_book: Book) -> None:
-    count = "count = globals().get('count', 0) + 1\nassert count < 3"
-    [result] = run(small_book(_01_thrice=[PARAMETERS, count, count, count]))
-    assert result.error == (
-        "notebooks/01_thrice.md:34: code cell 4 (count = globals().get('count', 0) + 1): AssertionError"
-    )
 
 
 def test_a_kernel_that_does_not_start_is_reported_with_what_it_said(

@@ -16,14 +16,11 @@ from torch import nn
 
 from cdlib.errors import CdlibError
 from cdlib.graph import ExampleInput
-from cdlib.grouping import find_groups
 from cdlib.models import RECIPE, build
 from cdlib.pruning import permanent, put_on_like, refresh
 from cdlib.serialization import archive
 from cdlib.serialization import state as contents
-from cdlib.surgery import history
-from cdlib.surgery.history import HISTORY
-from cdlib.surgery.removal import cut, rewritten, shrink
+from cdlib.surgery import HISTORY, from_json, is_complete, replay, to_json
 from cdlib.text import one_line
 from cdlib.torch_state import tensors_of, tied
 
@@ -103,7 +100,7 @@ def load(path: str | Path, model: nn.Module | None = None) -> nn.Module:
     network = _fresh(file, description, model)
     try:
         for entry in description["removed"]:
-            network = _removed(network, history.unmasked(entry, tensors_of(network)))
+            network = replay(network, entry)
         put_on_like(network, {*tensors, *description["shared"]})
         contents.check_fit(network, tensors, description["shared"], description["temporary"])
     except CdlibError as error:
@@ -127,7 +124,7 @@ def example_input(path: str | Path) -> ExampleInput | None:
         If the file is missing, damaged, of another version or not written by `save`, or the input cannot be made again.
     """
     removed = archive.read(Path(path).expanduser(), tensors=False)[0]["removed"]
-    return history.from_json(removed[-1]["input"]) if removed else None
+    return from_json(removed[-1]["input"]) if removed else None
 
 
 def _describe(model: nn.Module) -> dict[str, Any]:
@@ -154,8 +151,8 @@ def _recipe(model: nn.Module) -> dict[str, Any] | None:
         return None
     name = recipe["name"]
     name = Path(name).name if ".py" in name else name
-    options = history.to_json({key: value for key, value in recipe["options"].items() if key not in _SOURCES})
-    return {"name": name, "classes": recipe["classes"], "options": options} if history.is_complete(options) else None
+    options = to_json({key: value for key, value in recipe["options"].items() if key not in _SOURCES})
+    return {"name": name, "classes": recipe["classes"], "options": options} if is_complete(options) else None
 
 
 def _misfit(file: Path, kind: str, why: str, model: nn.Module | None) -> str:
@@ -182,7 +179,7 @@ def _built(file: Path, description: dict[str, Any]) -> nn.Module:
     own = f"load(path, model={kind}(...))"
     if not isinstance(recipe, dict):
         raise CdlibError(f"{file} holds a {kind}, which cdlib does not know by name: pass the network, {own}.")
-    name, classes, options = recipe.get("name"), recipe.get("classes"), history.from_json(recipe.get("options"))
+    name, classes, options = recipe.get("name"), recipe.get("classes"), from_json(recipe.get("options"))
     if not isinstance(name, str) or not isinstance(classes, int) or not isinstance(options, dict):
         raise CdlibError(f"{file} is damaged: its recipe is {recipe!r}. Get the file again.")
     if ".py" in name:
@@ -201,28 +198,3 @@ def _built(file: Path, description: dict[str, Any]) -> nn.Module:
         raise CdlibError(
             f"{file} holds a {name!r} that cannot be built here ({why}): pass the network, {own}."
         ) from error
-
-
-def _removed(network: nn.Module, entry: history.Entry) -> nn.Module:
-    """Do one removal again.
-
-    When it was first done, what the cut network computes was compared with the prediction. So the slices are enough,
-    unless modules were rewritten: those are recorded again, which takes a run of the network.
-    """
-    slices = history.slices(entry)
-    if not entry["rewritten"]:
-        contents.check_slices(network, slices)
-        shrink(network, slices)
-        history.set_attributes(network, entry)
-        history.add(network, entry)
-        return network
-    history.set_types(network, entry)
-    device = next((tensor.device for tensor in tensors_of(network).values()), torch.device("cpu"))
-    example, kwargs = (history.from_json(entry.get(key), device) for key in ("input", "kwargs"))
-    small = cut(network, find_groups(network, example, kwargs=kwargs, batch_dim=entry["batch_dim"]), slices)
-    outer = tuple(f"{name}." if name else "" for name in entry["rewritten"])
-    if more := [name for name in rewritten(small) if not f"{name}.".startswith(outer)]:
-        raise CdlibError(
-            f"{', '.join(more) or 'all'} has to be rewritten here, and it was {', '.join(entry['rewritten'])}"
-        )
-    return small

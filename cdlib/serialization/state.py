@@ -12,9 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from cdlib.errors import CdlibError
-from cdlib.grouping import Ids
-from cdlib.surgery import Rewritten
-from cdlib.surgery.history import HISTORY
+from cdlib.surgery import HISTORY, Rewritten
 from cdlib.torch_state import check_network, check_numbers, check_shapes, sharing, tensors_of, tied
 
 
@@ -75,16 +73,6 @@ def is_channels_last(tensor: Tensor) -> bool:
 def packed(tensor: Tensor) -> Tensor:
     """Return a tensor as it is written: on the CPU, in the order of its indices."""
     return tensor.detach().to("cpu").contiguous()
-
-
-def check_slices(model: nn.Module, slices: Mapping[tuple[str, int], Ids]) -> None:
-    """Raise a CdlibError if a network lacks a tensor, dimension or index of these slices."""
-    held = tensors_of(model)
-    for (name, dim), ids in slices.items():
-        if name not in held or not 0 <= dim < held[name].dim():
-            raise CdlibError(f"it has no dimension {dim} of {name!r}.")
-        if ids.size and not (ids.min() >= 0 and ids.max() < held[name].shape[dim]):
-            raise CdlibError(f"{name!r} has no index {ids.max()} in dimension {dim}.")
 
 
 def check_fit(model: nn.Module, tensors: Mapping[str, Tensor], ties: Mapping[str, str], caches: list[str]) -> None:

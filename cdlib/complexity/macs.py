@@ -13,7 +13,8 @@ from cdlib.graph import Op, Value
 
 def macs_of(op: Op) -> int:
     """Return the multiply-accumulates of an operator for a sample: its products, or 0 if it reads weights alone."""
-    return products_of(op) if any(value.kind == "activation" for value in op.outputs) else 0
+    of_the_sample = any(value.kind in ("input", "activation") for value in (*op.inputs, *op.outputs))
+    return products_of(op) if of_the_sample else 0
 
 
 def products_of(op: Op) -> int:
@@ -33,12 +34,9 @@ def label_of(op: Op) -> str:
     """Return the everyday name of a product: "conv2d", "linear", "matmul", "attention"."""
     if "conv" in op.name:
         return f"conv{len(op.args[0].shape) - 2}d"
-    if "attention" in op.name:
-        return "attention"
-    if "rnn" in op.name:
-        return "rnn"
-    if "trilinear" in op.name:
-        return "bilinear"
+    for word, label in (("attention", "attention"), ("rnn", "rnn"), ("trilinear", "bilinear")):
+        if word in op.name:
+            return label
     return "linear" if "linear" in op.name or weight_of(op) else "matmul"
 
 

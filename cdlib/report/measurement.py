@@ -182,7 +182,8 @@ def measure(
                 data=None if split is None else _data_name(split),
                 input_shape=shapes[0] if len(shapes) == 1 else shapes,
                 machine=host.machine(device_of(model)),
-                **_predictions(model, split),
+                accuracy=None if judged is None else judged.accuracy,
+                correct=None if judged is None else judged.correct,
                 file_bytes=sizes[name],
                 **profiles[name],
                 latency_p50_ms=_percentile(times.get(name), 50),
@@ -192,6 +193,7 @@ def measure(
                 session=session,
             )
             for name, model in models.items()
+            for judged in [None if split is None else evaluate(model, split)]
         }
 
 
@@ -235,10 +237,3 @@ def _profiled(name: str, model: nn.Module, inputs: Inputs) -> dict[str, Any]:
     except CdlibError as error:
         raise CdlibError(f"model {name!r}: {error}") from error
     return {key: value for key, value in totals.items() if key in QUANTITIES}
-
-
-def _predictions(model: nn.Module, split: Split | None) -> dict[str, Any]:
-    if split is None:
-        return {"accuracy": None, "correct": None}
-    result = evaluate(model, split)
-    return {"accuracy": result.accuracy, "correct": result.correct}

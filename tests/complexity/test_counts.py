@@ -203,6 +203,34 @@ def test_a_sparse_product_counts_like_the_dense_one(product: Any, layout: torch.
         assert given.macs == 4 * 5
 
 
+def _recurrent(x: Tensor) -> Tensor:
+    weights = [p.detach() for p in nn.LSTM(3, 4).parameters()]
+    state = x.new_zeros(1, 1, 4)
+    return torch.ops.aten._cudnn_rnn(x, weights, 4, None, state, state, 2, 4, 0, 1, False, 0, False, False, [], None)[0]
+
+
+@pytest.mark.parametrize(
+    ("product", "shape", "macs"),
+    [
+        # 7 - 3 + 1 = 5 steps of 2 sequences, 4 channels out of 3 under a kernel of 3
+        (lambda x: torch.conv_tbc(x, torch.ones(3, 3, 4), torch.ones(4)), (7, 2, 3), 5 * 2 * 4 * 3 * 3),
+        (lambda x: torch.hspmm(torch.ones(4, 5).to_sparse(), x), (5, 1), 20),
+        (lambda x: torch.smm(torch.ones(4, 5).to_sparse(), x), (5, 1), 20),
+        (lambda x: torch.sparse.mm(torch.ones(4, 5).to_sparse(), x.to_sparse()), (5, 1), 20),
+        (lambda x: torch.sparse.mm(torch.ones(4, 5).to_sparse_csr(), x, "sum"), (5, 1), 20),
+        (lambda x: torch.sparse.sampled_addmm(torch.eye(4, 5).to_sparse_csr(), x, torch.ones(2, 5)), (4, 2), 4 * 2 * 5),
+        (lambda x: torch._addmm_activation(torch.ones(3), x, torch.ones(4, 3)), (2, 4), 2 * 4 * 3),
+        # 7 steps, four gates of 4 units that read 3 inputs and 4 units
+        (_recurrent, (7, 1, 3), 7 * 4 * 4 * (3 + 4)),
+    ],
+    ids=["conv_tbc", "hspmm", "smm", "sparse by sparse", "reduced", "sampled", "with activation", "cuDNN's LSTM"],
+)
+@pytest.mark.filterwarnings("ignore:Sparse CSR tensor support is in beta", "ignore:Sparse invariant checks")
+def test_products_that_pytorch_has_an_operator_of_its_own_for(product: Any, shape: Any, macs: int) -> None:
+    x = torch.ones(shape, device="meta" if product is _recurrent else "cpu")
+    assert cdlib.profile(Calls(product), x, batch_dim=None).macs == macs
+
+
 @pytest.mark.filterwarnings("ignore:Sparse CSR tensor support is in beta", "ignore:Sparse invariant checks")
 def test_sparse_weights_take_the_bytes_of_their_values_and_indices() -> None:
     class Sparse(nn.Module):
@@ -250,6 +278,19 @@ def test_products_of_weights_alone_count_nothing(norm: Any) -> None:
     plain, normed = totals(nn.Linear(8, 8), 8), totals(norm(nn.Linear(8, 8)), 8)
     for column in ("macs", "activation_bytes", "peak_activation_bytes"):
         assert getattr(normed, column) == getattr(plain, column) == {"macs": 64}.get(column, getattr(plain, column))
+
+
+def test_a_product_of_the_input_that_is_written_into_a_buffer_counts() -> None:
+    class Keeps(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.register_buffer("kept", torch.zeros(1, 3))
+            self.weight = nn.Parameter(torch.ones(4, 3))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.mm(x, self.weight, out=self.kept) + 1
+
+    assert totals(Keeps(), 4).macs == 12
 
 
 @pytest.mark.parametrize("first", [0, 1])

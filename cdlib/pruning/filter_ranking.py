@@ -15,7 +15,7 @@ from torch import nn
 
 from cdlib.data import Split
 from cdlib.errors import CdlibError, check_choice, check_seed, check_whole
-from cdlib.grouping import Groups, find_again
+from cdlib.grouping import Groups, check_groups, find_again
 from cdlib.pruning.costs import Meter
 from cdlib.pruning.layer_widths import evenly
 from cdlib.pruning.saliency import MEASURES, scores, with_gradients
@@ -80,6 +80,7 @@ def ranking(
         If an option is out of range, a prunable group cannot be ranked so (name it in `keep` of `find_groups`), or
         no widths reach the target; or as `cdlib.remove`.
     """
+    check_groups(groups, model)
     check_choice("saliency", by, MEASURES)
     check_choice("scope", scope, SCOPES)
     if not (isinstance(data, Split) if by == "taylor" else data is None):

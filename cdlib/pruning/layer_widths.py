@@ -18,7 +18,7 @@ import numpy as np
 from torch import nn
 
 from cdlib.errors import CdlibError, check_choice, check_seed
-from cdlib.grouping import Groups
+from cdlib.grouping import Groups, check_groups
 from cdlib.pruning.costs import RESOURCES, Meter
 from cdlib.pruning.targets import Draw, Draws, Goal, Plan
 
@@ -154,6 +154,7 @@ def _draws(
     **limits: int,
 ) -> Draws:
     """What draws the groups; of the limits those that are left out are 1."""
+    check_groups(groups, model)
     check_choice("draw", draw, DRAWS)
     check_choice("mode", mode, MODES)
     if stop_at is not None:

@@ -21,6 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from cdlib.errors import check_seed
 from cdlib.graph import ExampleInput, Inputs, tensors
 from cdlib.grouping import Drop, Groups, check_groups, find_again
 from cdlib.surgery import removal as subnet
@@ -87,6 +88,7 @@ def check_exact(
         As `cdlib.remove`; or if there is neither reference.
     """
     check_groups(groups, model)
+    check_seed(seed)
     compare = compare or difference
     inputs = _random(groups.inputs_for(model), seed, dtype)
     model = randomised(model, inputs.args, kwargs=inputs.kwargs, seed=seed, dtype=dtype)
@@ -190,6 +192,7 @@ def randomised(
     nn.Module
         In evaluation mode.
     """
+    check_seed(seed)
     copy = subnet.copied(model).to(dtype).eval()
     rng = torch.Generator().manual_seed(seed)
     with torch.no_grad():

@@ -331,3 +331,14 @@ def test_weight_norm_of_what_is_masked_is_no_nan():
 )
 def test_difference_takes_the_worst_leaf(a, b, expected):
     assert difference(a, b) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("seed", [-1, 2**64, 0.5])
+def test_seeds_that_no_generator_takes_are_named(seed):
+    x, model = torch.zeros(1, 4), nn.Sequential(nn.Linear(4, 6), nn.Linear(6, 2))
+    for call in (
+        lambda: check_exact(model, cdlib.find_groups(model, x), {}, seed=seed),
+        lambda: randomised(model, x, seed=seed),
+    ):
+        with pytest.raises(CdlibError, match=f"seed={seed}: give an integer"):
+            call()

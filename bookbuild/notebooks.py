@@ -6,7 +6,6 @@ what a reader sees. Running is `bookbuild.execution`'s business.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 from collections import Counter
@@ -19,6 +18,7 @@ import nbformat
 from nbformat import NotebookNode
 
 from cdlib.files import atomic
+from cdlib.text import digest
 
 INJECTED = "injected-parameters"
 METADATA = {
@@ -137,9 +137,9 @@ def _number(cells: list[NotebookNode]) -> None:
     seen: Counter[str] = Counter()
     count = 0
     for cell in cells:
-        digest = hashlib.sha256(json.dumps([cell.cell_type, cell.source]).encode()).hexdigest()[:8]
-        seen[digest] += 1
-        cell.id = digest if seen[digest] == 1 else f"{digest}-{seen[digest]}"
+        key = digest([json.dumps([cell.cell_type, cell.source])])[:8]
+        seen[key] += 1
+        cell.id = key if seen[key] == 1 else f"{key}-{seen[key]}"
         if cell.cell_type == "code":
             count += 1
             cell.execution_count = count

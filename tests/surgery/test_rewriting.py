@@ -62,6 +62,10 @@ def attention_dropout(m: Any, y: Tensor) -> Tensor:
     return F.scaled_dot_product_attention(heads, heads, heads, dropout_p=p).flatten(1)
 
 
+def other_constants(m: nn.Module, y: Tensor) -> Tensor:
+    return y * torch.tensor([1.0, 2, 3, 4] if m.training else [4.0, 3, 2, 1], dtype=torch.float64)
+
+
 CASES: dict[str, tuple[Callable[[Any, Tensor], Tensor], Callable[[], dict[str, nn.Module]]]] = {
     "a branch": (softmax_at_inference, dict),
     "dropout that is a call": (functional_dropout, dict),
@@ -70,6 +74,7 @@ CASES: dict[str, tuple[Callable[[Any, Tensor], Tensor], Callable[[], dict[str, n
     "statistics by a module": (norm, lambda: {"norm": nn.BatchNorm1d(4)}),
     "a width in training alone": (shuffled_in_training, lambda: {"d": nn.Linear(4, 16), "c": nn.Linear(8, 3)}),
     "dropout of attention": (attention_dropout, dict),
+    "constants": (other_constants, dict),
 }
 X = torch.randn(6, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
 
@@ -100,8 +105,39 @@ def test_both_modes_do_what_they_did(name: str, around: bool) -> None:
             torch.manual_seed(3)
             found.append(model(X))
         assert (found[0] - found[1]).abs().max() < 1e-12
-    for kept, other in zip(small.buffers(), zeroed.buffers(), strict=True):
-        assert torch.allclose(kept, other, rtol=1e-12), "statistics move alike"
+    for buffer, value in zeroed.named_buffers():
+        assert torch.allclose(small.get_buffer(buffer), value, rtol=1e-12), "statistics move alike"
+
+
+class Turns(nn.Module):
+    """Called twice, with another constant each time."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.count += 1
+        return x.view(-1, 8) * torch.tensor([1.0, 2][self.count % 2], dtype=x.dtype)
+
+
+def test_a_module_whose_constants_are_others_at_each_call_is_not_rewritten_alone() -> None:
+    class Twice(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.turns, self.b = nn.Linear(3, 8), Turns(), nn.Linear(8, 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            self.turns.count = 0
+            return self.b(self.turns(self.turns(self.a(x)) + 1))
+
+    model = Twice().double().eval()
+    groups = cdlib.find_groups(model, X)
+    small = cdlib.remove(model, groups, {"a": [1]})
+    assert rewritten(small) == [""]
+    with torch.no_grad():
+        expected = cdlib.surgery.masked(model, groups, {"a": [1]})
+    assert (small(X) - expected).abs().max() < 1e-12
 
 
 def test_settings_of_submodules_still_count() -> None:

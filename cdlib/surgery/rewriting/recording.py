@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from dataclasses import replace
 from itertools import takewhile
 from typing import Any, NamedTuple
@@ -22,11 +22,12 @@ class NotPossible(Exception):
 
 
 class Recording(NamedTuple):
-    """One call of a module: what ran, the call, and what is predicted of it."""
+    """One call of a module: what ran, the call, and what is predicted of it. `flat` submodules are not called in it."""
 
     prediction: Prediction
     graph: Graph
     call: Call
+    flat: Container[str] = ()
 
     @property
     def name(self) -> str:
@@ -43,13 +44,17 @@ class Recording(NamedTuple):
         before = reversed(calls[: calls.index(self.call)])
         found: list[Call] = []
         for call in takewhile(lambda c: c.start >= self.call.start and c.module != self.name, before):
-            nested = any(call.start >= c.start and (call.stop > call.start or _inside(call, c.module)) for c in found)
-            if not nested and _inside(call, self.name) and self._stands_alone(call):
+            nested = any(
+                call.start >= c.start and (call.stop > call.start or inside(call.module, c.module)) for c in found
+            )
+            if not nested and inside(call.module, self.name) and self._stands_alone(call):
                 found.append(call)
         return found[::-1]
 
     def _stands_alone(self, call: Call) -> bool:
         """Whether what a submodule reads is in its arguments and what is read of it later is in its results."""
+        if call.module in self.flat:
+            return False
         plain = Value | bool | int | float | str | torch.dtype | torch.device | None
         nests = [call.inputs, call.outputs]
         found = leaves(nests)
@@ -75,8 +80,9 @@ def values(nest: Any) -> list[Value]:
     return found
 
 
-def _inside(call: Call, name: str) -> bool:
-    return call.module != name and (not name or call.module.startswith(f"{name}."))
+def inside(name: str, outer: str) -> bool:
+    """Whether a module is inside another, by their names."""
+    return name != outer and (not outer or name.startswith(f"{outer}."))
 
 
 class Unchanged(Prediction):
@@ -151,7 +157,7 @@ def placed(recorded: Recording, alone: Graph, slices: Mapping[Key, Ids], names: 
         prediction.gone = gone(walk, slices)
     except CdlibError as error:
         raise NotPossible(str(error)) from error
-    return Recording(prediction, graph, calls[-1])
+    return Recording(prediction, graph, calls[-1], recorded.flat)
 
 
 def _kind(op: Op) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 
 from torch import nn
 
@@ -11,7 +12,7 @@ from cdlib.graph import Graph, Inputs, record
 from cdlib.grouping import Ids, Key, choose_reshapes
 from cdlib.surgery.prediction import Prediction, gone
 from cdlib.surgery.rewriting.module import Rewritten
-from cdlib.surgery.rewriting.recording import NotPossible, Recording, Unchanged, by_itself, placed, values
+from cdlib.surgery.rewriting.recording import NotPossible, Recording, Unchanged, by_itself, inside, placed, values
 from cdlib.surgery.rewriting.writer import Writer
 from cdlib.text import one_line
 
@@ -29,7 +30,8 @@ class Rewriter:
         self._model, self._inputs, self._slices = model, inputs, slices
         self._training = training
         self._recorded: list[Prediction] = []
-        self._done: set[str] = set()
+        self._done: dict[str, set[str]] = {}  # what was flat when a module was rewritten
+        self._flat: set[str] = set()  # modules that cannot be rewritten, whose operators the ones around them run
         self.args = inputs.repeated(2)
         first: dict[int, str] = {}
         held = (*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False))
@@ -54,21 +56,28 @@ class Rewriter:
             self._recorded = [self._record(samples) for samples in (2, 3)]
         why = one_line(error) if error else "its Python code computes something else"
         while True:
-            if name not in self._done:
-                kind = type(self._model.get_submodule(name))
-                same = [other for other, module in self._model.named_modules() if type(module) is kind]
-                same = [other for other in same if self._affected(other)]
-                same = [other for other in same if not any(_inside(other, outer) for outer in same)]
+            if self._done.get(name) != self._flat:
                 try:
-                    for other in dict.fromkeys([name, *same]):
-                        if other not in self._done:
-                            small = self._replace(small, other)
-                    return small
+                    small = self._replace(small, name)
                 except NotPossible as problem:
                     why = str(problem)
+                else:
+                    return self._replace_others(small, name)
+            self._flat.add(name)
             if not name:
                 raise CdlibError(f"{type(self._model).__name__} cannot be cut so that it computes the same ({why}).")
             name = name.rpartition(".")[0]
+
+    def _replace_others(self, small: nn.Module, name: str) -> nn.Module:
+        """Rewrite the other modules of the class of one, those that are affected and can be."""
+        kind = type(self._model.get_submodule(name))
+        same = [other for other, module in self._model.named_modules() if type(module) is kind]
+        same = [other for other in same if other not in self._done and self._affected(other)]
+        for other in same:
+            if not any(inside(other, outer) for outer in same):
+                with suppress(NotPossible):
+                    small = self._replace(small, other)
+        return small
 
     def _record(self, samples: int) -> Prediction:
         graph, error = record(self._model, self._inputs.repeated(samples))
@@ -90,16 +99,16 @@ class Rewriter:
         )
 
     def _replace(self, small: nn.Module, name: str) -> nn.Module:
-        calls = [[Recording(p, p.graph, c) for c in p.graph.calls if c.module == name] for p in self._recorded]
+        calls = [self._calls(p, name) for p in self._recorded]
         if not calls[0] or len(calls[0]) != len(calls[1]):
             raise NotPossible(f"{name or 'the network'} is not called the same way for every number of samples")
         original = small.get_submodule(name)
         written = [self._written(name, both, original) for both in zip(*calls, strict=True)]
-        if any((writer.code, writer.shapes) != (written[0].code, written[0].shapes) for writer in written[1:]):
-            raise NotPossible(f"{name} is called for inputs of several sizes")
+        if not all(writer.same_as(written[0]) for writer in written[1:]):
+            raise NotPossible(f"{name} is called for inputs of several sizes, or with other constants")
         new = Rewritten(original, written[0].shapes, written[0].code)
         new.keep(written[0].constants)
-        self._done.add(name)
+        self._done[name] = set(self._flat)
         if not name:
             return new
         for module in list(small.modules()):
@@ -107,6 +116,10 @@ class Rewriter:
                 if child is original:
                     module._modules[key] = new
         return small
+
+    def _calls(self, prediction: Prediction, name: str) -> list[Recording]:
+        graph = prediction.graph
+        return [Recording(prediction, graph, call, self._flat) for call in graph.calls if call.module == name]
 
     def _written(self, name: str, both: Sequence[Recording], module: nn.Module) -> Writer:
         """The code of a module from its recordings with two and with three samples; `module` will run it."""
@@ -133,12 +146,12 @@ class Rewriter:
         Else it is recorded by itself, and tried.
         """
         original, on_meta = self._model.get_submodule(name), self.prediction.graph.on_meta
-        inference = [Recording(p, p.graph, next(c for c in p.graph.calls if c.module == name)) for p in self._recorded]
+        inference = [self._calls(p, name)[0] for p in self._recorded]
         alone = [by_itself(original, r, on_meta=on_meta, sizes=Unchanged(r.graph)) for r in inference]
-        plain = [Recording(Unchanged(graph), graph, graph.calls[-1]) for graph in alone]
-        full = [Recording(Unchanged(r.graph), r.graph, r.call) for r in inference]
-        code = [self._written(name, both, original).code for both in (plain, full)]
-        if code[0] == code[1]:
+        flat = {other[len(name) + 1 :] if name else other for other in self._flat if inside(other, name)}
+        plain = [Recording(Unchanged(graph), graph, graph.calls[-1], flat) for graph in alone]
+        full = [Recording(Unchanged(r.graph), r.graph, r.call, r.flat) for r in inference]
+        if self._written(name, plain, original).same_as(self._written(name, full, original)):
             return module.code
         found = [placed(r, graph, self._slices, self._first) for r, graph in zip(inference, alone, strict=True)]
         writer = self._written(name, found, module)
@@ -149,8 +162,3 @@ class Rewriter:
         if [value.shape for value in result.outputs] != shapes:
             raise NotPossible("its results would have other shapes")
         return writer.code
-
-
-def _inside(name: str, outer: str) -> bool:
-    """Whether a module is inside another, by their names."""
-    return name != outer and (not outer or name.startswith(f"{outer}."))

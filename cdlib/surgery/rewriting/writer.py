@@ -67,6 +67,11 @@ class Writer:
         self._graph.output(map_tensors(self._leaf, two.call.outputs, Value))
         self.code = self._graph.python_code("self").src.strip() + "\n"
 
+    def same_as(self, other: Writer) -> bool:
+        """Whether another code is the same, with the same constants."""
+        alike = (self.code, self.shapes, list(self.constants)) == (other.code, other.shapes, list(other.constants))
+        return alike and all(torch.equal(t, other.constants[name]) for name, t in self.constants.items())
+
     def _body(self) -> None:
         two, three = self._two, self._three
         children = list(zip(two.children(), three.children(), strict=False))

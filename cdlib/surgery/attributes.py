@@ -122,12 +122,13 @@ class Guesses:
     def _change(self, path: str, new: Mapping[int, int]) -> bool:
         module = self._model.get_submodule(path)
         found = {key: n for key, n in _numbers(module, new).items() if (path, key) not in self._tried}
-        if found and not isinstance(module, _KNOWN):
-            self._tried |= {(path, key) for key in found}
-            self._old.setdefault(path, {}).update({key: getattr(module, key) for key in found})
-            self.made.setdefault(path, {}).update(found)
-            vars(module).update(found)
-        return bool(found)
+        if not found or isinstance(module, _KNOWN):  # PyTorch's layers were adjusted to their tensors already
+            return False
+        self._tried |= {(path, key) for key in found}
+        self._old.setdefault(path, {}).update({key: getattr(module, key) for key in found})
+        self.made.setdefault(path, {}).update(found)
+        vars(module).update(found)
+        return True
 
     def undo(self, name: str) -> None:
         """Put the numbers of a module back."""

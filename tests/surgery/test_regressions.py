@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from torch.nn.utils import parametrizations, prune
 
 import cdlib
+from cdlib.surgery.attributes import Guesses
 from cdlib.surgery.masked_reference import masked
 from cdlib.surgery.removal import rewritten
 
@@ -358,3 +359,9 @@ def test_data_parallel_is_cut_like_any_network() -> None:
     small = cdlib.remove(model, groups, {"module.a": [1]})
     assert not rewritten(small) and isinstance(small, nn.DataParallel)
     assert (small(IMAGE) - cdlib.zero(model, groups, {"module.a": [1]})(IMAGE)).abs().max() < 1e-12
+
+
+def test_the_search_for_numbers_ends_at_layers_of_pytorch() -> None:
+    layer = nn.Linear(4, 4)  # adjusted to its tensors already: trying it again would never end
+    assert not Guesses(layer)._change("", {4: 3})
+    assert layer.in_features == layer.out_features == 4

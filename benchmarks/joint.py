@@ -26,7 +26,7 @@ from torch.nn import functional as F
 import cdlib
 from cdlib import models
 from cdlib.pruning import dhspg, hesso
-from cdlib.report.timing import cpu_peak
+from cdlib.report import cpu_peak
 
 LONG = 10_000  # steps of a phase that does not end during the measurement
 BASES: dict[str, Callable[[nn.Module], torch.optim.Optimizer]] = {

@@ -29,8 +29,7 @@ from zoo_networks import loss, several, zoo_network
 import cdlib
 from cdlib.graph import capture, tensors
 from cdlib.grouping import Groups, parameter_share
-from cdlib.surgery.exactness import Exactness, check_exact, difference, randomised
-from cdlib.surgery.removal import rewritten
+from cdlib.surgery import Exactness, check_exact, difference, randomised, rewritten
 
 SEED = 0
 

@@ -28,7 +28,10 @@ def main(arguments: Sequence[str]) -> int:
         jobs = next((word.removeprefix("--jobs=") for word in arguments if word.startswith("--jobs=")), "2")
         if not (jobs.isdecimal() and int(jobs)):
             raise CdlibError(f"jobs is {jobs}; run at least one chapter at a time.")
-        action, *rest = [word for word in arguments if not word.startswith("--jobs=")] or ["book"]
+        action, *rest = [word for word in arguments if not word.startswith("--jobs=")] or [""]
+        if action in ("", "-h", "--help"):
+            print(__doc__)
+            return 2 if not action else 0
         check_choice("action", action, actions)
         root = files.checkout()
         if root is None:

@@ -1,6 +1,6 @@
 """cdlib: what a CNN costs, how to make it cheaper, and what that does to it. The package behind the book.
 
-`import cdlib` needs torch, numpy and pandas only, and imports everything where it is first used.
+`import cdlib` needs torch, numpy, pandas and safetensors only, and imports everything where it is first used.
 """
 
 from __future__ import annotations

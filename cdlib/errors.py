@@ -63,6 +63,8 @@ def unknown(kind: str, name: object, choices: Iterable[str], *, limit: int = 12)
     message = f"unknown {kind} {str(name)!r}"
     if near:
         message += f"; did you mean {near[0]!r}?"
+    elif known and len(known) <= limit:
+        message += "."
     if known and len(known) <= limit:
         message += f" Known: {', '.join(known)}."
     return CdlibError(message if message.endswith((".", "?")) else message + ".")

@@ -13,7 +13,10 @@ import pytest
 ROOT = Path(__file__).parents[1]
 ROOMS = sorted(path.parent.name for path in (ROOT / "cdlib").glob("*/__init__.py"))
 CHAPTERS = sorted((ROOT / "notebooks").glob("[0-9][0-9]_*.md"))
-MODULES = [*sorted((ROOT / "cdlib").rglob("*.py")), *sorted((ROOT / "bookbuild").glob("*.py"))]
+MODULES = [
+    *sorted((ROOT / "cdlib").rglob("*.py")),
+    *(path for folder in ("bookbuild", "benchmarks") for path in sorted((ROOT / folder).glob("*.py"))),
+]
 
 
 def imports(code: str) -> Iterator[tuple[str, str]]:

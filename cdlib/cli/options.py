@@ -85,6 +85,9 @@ def build(model: str, classes: int, example: Tensor, settings: Settings, weights
     options = _options(settings)
     if "in_channels" in models.options(model):
         options.setdefault("in_channels", example.shape[1])
+    for name in ("name", "classes", "pretrained"):
+        if name in options:
+            raise CdlibError(f"--option {name}=... is no option of a network: give MODEL, --classes or --weights.")
     made = models.build(model, classes, **options)
     if weights is not None and is_saved(weights):
         return serialization.load(weights, made)

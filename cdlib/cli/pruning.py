@@ -9,8 +9,8 @@ from typing import Annotated, Any
 import typer
 
 from cdlib.cli import options
-from cdlib.cli import output as console
 from cdlib.cli.options import Classes, Json, Model, Option, Shape, Weights
+from cdlib.cli.output import print_groups, print_json, print_pruned
 from cdlib.errors import CdlibError, check_choice, check_seed, check_share, check_whole
 
 Keep = Annotated[
@@ -42,7 +42,7 @@ def groups(
     keys = ("prunable", "zero_invariant", "reason", "stems")
     rows = [{"name": g.name, "units": g.size, **{key: getattr(g, key) for key in keys}} for g in found]
     facts = {"model": model, "input": list(example.shape[1:]), "share": shares, "groups": rows}
-    console.print_json(facts) if as_json else console.print_groups(facts)
+    print_json(facts) if as_json else print_groups(facts)
 
 
 def prune(
@@ -101,7 +101,7 @@ def prune(
     }
     if not options.has_weights(model, weights):
         print(f"note: {model} had random weights: give --weights to prune a trained network", file=sys.stderr)
-    console.print_json(facts) if as_json else console.print_pruned(facts)
+    print_json(facts) if as_json else print_pruned(facts)
 
 
 def _check(saliency: str, measures: Any, round_to: int, output: Path, force: bool) -> None:

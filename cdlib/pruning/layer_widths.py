@@ -112,10 +112,11 @@ def random_draw(
 def plan(
     model: nn.Module,
     groups: Groups,
-    draw: str = "by cost",
     mode: str = "PA",
     target: float = 0.5,
     seed: int = 0,
+    *,
+    draw: str = "by cost",
     **options: Any,
 ) -> Plan:
     """Return what `complexity_driven` or a control would remove, draw by draw, without cutting anything.

@@ -18,9 +18,9 @@ from torch import Tensor, nn
 
 from cdlib.errors import CdlibError, check_choice
 from cdlib.pruning import permanent
-from cdlib.serialization import sparse_formats as forms
-from cdlib.serialization import state as contents
+from cdlib.serialization import sparse_formats
 from cdlib.serialization.archive import check_types, digest_of
+from cdlib.serialization.state import check, packed
 from cdlib.text import one_line
 from cdlib.torch_state import tied
 
@@ -82,9 +82,9 @@ def decode(content: bytes | bytearray | memoryview) -> dict[str, Tensor]:
         raise CdlibError(f"cannot read {len(content)} bytes ({one_line(error)}): give what encode made.") from error
     if not intact:
         raise CdlibError("the bytes were altered after encode made them (another digest): get them again.")
-    parts = {name + part for name in how["shapes"] for part in forms.PARTS}
+    parts = {name + part for name in how["shapes"] for part in sparse_formats.PARTS}
     state = {name: tensor for name, tensor in stored.items() if name not in parts}
-    state |= {name: forms.whole(name, shape, stored) for name, shape in how["shapes"].items()}
+    state |= {name: sparse_formats.whole(name, shape, stored) for name, shape in how["shapes"].items()}
     return state | {name: state[other] for name, other in how["shared"].items()}
 
 
@@ -106,16 +106,16 @@ def _file(model: nn.Module, form: str) -> bytes:
     """A safetensors file of the state of a network, its tensors in one form."""
     from safetensors.torch import save
 
-    contents.check(model)
+    check(model)
     model = permanent(model)
     state = model.state_dict()
     check_types(state.values())
     ties = {name: other for name, other in tied(model).items() if {name, other} <= state.keys()}
     shapes, stored = dict[str, list[int]](), dict[str, Tensor]()
     for name in (name for name in state if name not in ties):
-        tensor = contents.packed(state[name])
+        tensor = packed(state[name])
         tensor = torch.where(tensor == 0, torch.zeros_like(tensor), tensor)
-        if parts := forms.parts_of(tensor, form):
+        if parts := sparse_formats.parts_of(tensor, form):
             shapes[name] = list(tensor.shape)
         stored |= {name + part: values for part, values in (parts or {"": tensor}).items()}
     how = {"shapes": shapes, "shared": ties}

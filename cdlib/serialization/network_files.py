@@ -18,8 +18,7 @@ from cdlib.errors import CdlibError
 from cdlib.graph import ExampleInput
 from cdlib.models import RECIPE, build
 from cdlib.pruning import permanent, put_on_like, refresh
-from cdlib.serialization import archive
-from cdlib.serialization import state as contents
+from cdlib.serialization import archive, state
 from cdlib.surgery import HISTORY, from_json, is_complete, replay, to_json
 from cdlib.text import one_line
 from cdlib.torch_state import tensors_of, tied
@@ -62,11 +61,11 @@ def save(model: nn.Module, path: str | Path) -> None:
     >>> import cdlib
     >>> cdlib.save(cdlib.models.build("vgg_mini"), "vgg.cdlib")  # doctest: +SKIP
     """
-    contents.check(model)
+    state.check(model)
     archive.check_types(tensors_of(model).values())
     file = Path(path).expanduser()
     archive.check_place(file)
-    tensors = {name: contents.packed(tensor) for name, tensor in tensors_of(model).items()}
+    tensors = {name: state.packed(tensor) for name, tensor in tensors_of(model).items()}
     archive.write(file, _describe(model), tensors)
 
 
@@ -102,12 +101,12 @@ def load(path: str | Path, model: nn.Module | None = None) -> nn.Module:
         for entry in description["removed"]:
             network = replay(network, entry)
         put_on_like(network, {*tensors, *description["shared"]})
-        contents.check_fit(network, tensors, description["shared"], description["temporary"])
+        state.check_fit(network, tensors, description["shared"], description["temporary"])
     except CdlibError as error:
         raise CdlibError(_misfit(file, description["class"], str(error).rstrip("."), model)) from error
     except (KeyError, TypeError, ValueError, AttributeError, IndexError, RuntimeError) as error:
         raise CdlibError(_misfit(file, description["class"], one_line(error), model)) from error
-    contents.fill(network, tensors, set(description["channels_last"]))
+    state.fill(network, tensors, set(description["channels_last"]))
     refresh(network)
     unlike = set(description["unlike"])
     for name, module in network.named_modules():
@@ -133,12 +132,12 @@ def _describe(model: nn.Module) -> dict[str, Any]:
     return {
         "cdlib": __version__,
         "torch": torch.__version__,
-        "class": contents.kind(model),
+        "class": state.kind(model),
         "recipe": _recipe(model),
         "removed": getattr(model, HISTORY, []),
         "shared": tied(model),
-        "temporary": sorted(contents.temporary(model)),
-        "channels_last": [name for name, tensor in tensors_of(model).items() if contents.is_channels_last(tensor)],
+        "temporary": sorted(state.temporary(model)),
+        "channels_last": [name for name, tensor in tensors_of(model).items() if state.is_channels_last(tensor)],
         "training": model.training,
         "unlike": [name for name, module in model.named_modules() if module.training != model.training],
     }
@@ -165,7 +164,7 @@ def _misfit(file: Path, kind: str, why: str, model: nn.Module | None) -> str:
 def _fresh(file: Path, description: dict[str, Any], model: nn.Module | None) -> nn.Module:
     """Return the network before the removals: a copy of `model` without masks, or a new one from its recipe."""
     network = permanent(model) if model is not None else _built(file, description)
-    kind, wanted = contents.kind(network), description["class"]
+    kind, wanted = state.kind(network), description["class"]
     if kind != wanted:
         raise CdlibError(f"{file} holds a {wanted} and not a {kind}: pass model=, a network of that class.")
     if getattr(network, HISTORY, None):

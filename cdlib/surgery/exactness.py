@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from cdlib.errors import check_seed
 from cdlib.graph import ExampleInput, Inputs, tensors
 from cdlib.grouping import Drop, Groups, check_groups, find_again
-from cdlib.surgery import removal as subnet
+from cdlib.surgery import removal
 from cdlib.surgery.masked_reference import OtherCourse, masked
 
 
@@ -94,11 +94,11 @@ def check_exact(
     model = randomised(model, inputs.args, kwargs=inputs.kwargs, seed=seed, dtype=dtype)
     groups = find_again(model, groups, inputs)
     drop = groups.check(drop)
-    small = _outputs(subnet.remove(model, groups, drop), inputs)
+    small = _outputs(removal.remove(model, groups, drop), inputs)
     references: list[Any] = []
     zeroed = by_mask = None
     if all(groups[name].zero_invariant for name in drop):
-        references.append(_outputs(subnet.zero(model, groups, drop), inputs))
+        references.append(_outputs(removal.zero(model, groups, drop), inputs))
         zeroed = compare(references[-1], small)
     try:
         references.append(masked(model, groups, drop))
@@ -109,7 +109,7 @@ def check_exact(
     effect = compare(references[0], _outputs(model, inputs))
     control = math.nan
     for wrong in _one_wrong(groups, drop, seed):
-        control = compare(references[0], _outputs(subnet.remove(model, groups, wrong), inputs))
+        control = compare(references[0], _outputs(removal.remove(model, groups, wrong), inputs))
         if control > math.sqrt(torch.finfo(dtype).eps):
             break
     return Exactness(zeroed, by_mask, effect, control)
@@ -193,7 +193,7 @@ def randomised(
         In evaluation mode.
     """
     check_seed(seed)
-    copy = subnet.copied(model).to(dtype).eval()
+    copy = removal.copied(model).to(dtype).eval()
     rng = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, tensor in copy.named_parameters():

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ast
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
 import papermill
@@ -119,6 +121,31 @@ def test_its_first_code_cell_holds_the_parameters_as_papermill_sees_them(chapter
     seen = papermill.inspect_notebook(chapter.path.with_suffix(".ipynb"))
     assert list(seen) == list(chapter.parameters)
     assert all(chapter.notes.values()), "say beside each parameter what it is"
+
+
+def assigned(code: str) -> Iterator[str]:
+    """The names that code at the top level of a notebook gives a value."""
+    waiting: list[ast.AST] = [ast.parse(code)]
+    while waiting:
+        node = waiting.pop()
+        if isinstance(node, ast.FunctionDef | ast.ClassDef | ast.Lambda | ast.ListComp | ast.SetComp | ast.DictComp):
+            continue
+        if isinstance(node, ast.GeneratorExp):
+            continue
+        if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+            yield node.id
+        waiting += ast.iter_child_nodes(node)
+
+
+def test_the_check_of_assignments_sees_loops_and_not_functions() -> None:
+    code = "for a, b in c:\n    d = 1\ndef f(e):\n    g = [h for h in e]\nwith i as j: k += 1"
+    assert sorted(assigned(code)) == ["a", "b", "d", "j", "k"]
+
+
+def test_parameters_keep_the_values_they_were_given(chapter: Chapter) -> None:
+    code = [cell for cell in chapter.source.cells if cell.cell_type == "code"]
+    others = [re.sub(r"(?m)^[%!].*", "", cell.source) for cell in code if "parameters" not in notebooks.tags(cell)]
+    assert not {name for text in others for name in assigned(text)} & set(chapter.parameters)
 
 
 def test_its_sections_close_in_the_same_order(chapter: Chapter) -> None:

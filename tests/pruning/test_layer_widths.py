@@ -45,7 +45,7 @@ def resnet() -> tuple[nn.Module, cdlib.Groups]:
 @pytest.mark.parametrize("mode", MODES)
 def test_the_target_is_met_within_one_draw(resnet: Any, method: str, mode: str) -> None:
     model, groups = resnet
-    done = plan(model, groups, METHODS[method], mode, 0.5, seed=3)
+    done = plan(model, groups, mode, 0.5, seed=3, draw=METHODS[method])
     resource = MODES[mode]
     most = 0.5 * done.before[resource]
     assert done.after[resource] <= most
@@ -69,7 +69,7 @@ def test_activations_of_what_a_cut_rewrites_count_too(method: str, target: float
     for group in cdlib.find_groups(small, x).prunable:
         gone[group.name] -= group.size
     draws = sum(gone.values())
-    trace = plan(model, groups, METHODS[method], "MA", 0.9, seed=1).trace
+    trace = plan(model, groups, "MA", 0.9, seed=1, draw=METHODS[method]).trace
     drop: dict[str, list[int]] = {}
     rng = np.random.default_rng(1)
     order = {group.name: rng.permutation(group.size).tolist() for group in groups.prunable}
@@ -90,7 +90,7 @@ def test_the_controls_and_the_plan_take_what_the_method_takes() -> None:
         small = function(model, groups, "FA", 0.4, 1, **options)
         left = cdlib.profile(function(model, groups, mode="FA", target=0.4, seed=1), SMALL).totals()
         assert cdlib.profile(small, SMALL).totals() == left
-        assert plan(model, groups, draw, "FA", 0.4, 1, **options).after["macs"] == left["macs"]
+        assert plan(model, groups, "FA", 0.4, 1, **options, draw=draw).after["macs"] == left["macs"]
         with pytest.raises(TypeError, match="stpe"):
             function(model, groups, stpe=2)
 
@@ -101,7 +101,7 @@ def test_the_network_is_the_planned_one_and_the_given_one_is_not_touched(resnet:
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     small = getattr(cdlib.pruning, method)(model, groups, mode="FA", target=0.4, seed=1)
     counted = cdlib.profile(small, IMAGE)
-    assert plan(model, groups, METHODS[method], "FA", 0.4, 1).after == {r: getattr(counted, r) for r in RESOURCES}
+    assert plan(model, groups, "FA", 0.4, 1, draw=METHODS[method]).after == {r: getattr(counted, r) for r in RESOURCES}
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
     small(torch.randn(2, 3, 32, 32)).sum().backward()
     assert all(p.grad is not None for p in small.parameters())
@@ -152,14 +152,14 @@ def test_pa_cuts_late_layers_and_ma_early_ones(vgg: Any) -> None:
 
 def test_uniform_takes_the_same_share_of_every_group(vgg: Any) -> None:
     model, groups = vgg
-    done = plan(model, groups, "evenly", "PA", 0.6)
+    done = plan(model, groups, "PA", 0.6, draw="evenly")
     for one, other in pairwise(groups.prunable):
         apart = len(done.drop[one.name]) / one.size - len(done.drop[other.name]) / other.size
         assert abs(apart) <= 1 / min(one.size, other.size)
 
 
 def test_random_draws_all_groups_alike(vgg: Any) -> None:
-    done = plan(*vgg, "at random", "PA", 0.1)
+    done = plan(*vgg, "PA", 0.1, draw="at random")
     counts = Counter(name for name, _ in done.trace)
     expected = len(done.trace) / len(vgg[1].prunable)
     assert all(abs(counts[group.name] - expected) < 4 * np.sqrt(expected) for group in vgg[1].prunable)
@@ -168,12 +168,12 @@ def test_random_draws_all_groups_alike(vgg: Any) -> None:
 @pytest.mark.parametrize("method", METHODS)
 def test_steps_rounding_and_least_widths(vgg: Any, method: str) -> None:
     model, groups = vgg
-    done = plan(model, groups, METHODS[method], "FA", 0.5, step=3, round_to=8, min_width=16)
+    done = plan(model, groups, "FA", 0.5, step=3, round_to=8, min_width=16, draw=METHODS[method])
     for group in groups.prunable:
         width = group.size - len(done.drop.get(group.name, []))
         assert width == group.size or (width % 8 == 0 and width >= 16)
     assert {fewer for _, fewer in done.trace} == {8}
-    assert {fewer for _, fewer in plan(model, groups, METHODS[method], "FA", 0.5, step=3).trace} == {3}
+    assert {fewer for _, fewer in plan(model, groups, "FA", 0.5, step=3, draw=METHODS[method]).trace} == {3}
 
 
 def test_the_first_draw_brings_an_odd_width_to_a_multiple() -> None:
@@ -236,7 +236,7 @@ def test_bad_input(method: str, options: dict[str, Any], message: str) -> None:
 def test_unknown_method_and_nothing_to_remove() -> None:
     model = chain()
     with pytest.raises(CdlibError, match="unknown draw 'uniform'"):
-        plan(model, cdlib.find_groups(model, SMALL), "uniform")
+        plan(model, cdlib.find_groups(model, SMALL), draw="uniform")
     with pytest.raises(CdlibError, match="nothing to remove"):
         model = nn.Sequential(conv(2, 3))
         cdlib.pruning.random_draw(model, cdlib.find_groups(model, SMALL))

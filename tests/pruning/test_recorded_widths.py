@@ -39,7 +39,7 @@ def test_plans_give_the_recorded_widths(name: str) -> None:
         options: dict[str, Any] = {**record["parameters"]["method"]}
         draw = DRAWS[options.pop("name")]
         options.pop("budget", None)
-        done = plan(model, groups, draw, seed=record["seed"], **options)
+        done = plan(model, groups, draw=draw, seed=record["seed"], **options)
         kept = {group.name: group.size - len(done.drop.get(group.name, ())) for group in groups.prunable}
         recorded = record["metrics"]["widths"]
         assert {group: recorded.get(group) for group in kept} == kept, record["key"]

@@ -14,7 +14,7 @@ import cdlib
 from cdlib.errors import CdlibError
 from cdlib.grouping.labels import Ledger
 from cdlib.grouping.rules.registry import RULES
-from cdlib.surgery import removal as subnet
+from cdlib.surgery import removal
 from cdlib.surgery.exactness import check_exact, difference, masked, random_like, randomised
 
 IMAGE = torch.zeros(1, 3, 8, 8)
@@ -152,11 +152,11 @@ def test_zeroing_alone_is_not_enough_where_zeroed_is_none(name):
 
 
 def shifted(name):
-    """`subnet.shrink`, but one tensor loses the indices after those that it should lose."""
-    right = subnet.shrink
+    """`removal.shrink`, but one tensor loses the indices after those that it should lose."""
+    right = removal.shrink
 
     def shrink(model, slices):
-        size = subnet.tensors_of(model)[name[0]].shape[name[1]]
+        size = removal.tensors_of(model)[name[0]].shape[name[1]]
         return right(model, {**slices, name: np.unique((slices[name] + 1) % size)})
 
     return shrink
@@ -176,21 +176,21 @@ def test_a_cut_at_wrong_indices_of_one_tensor_shows(network, tensor, monkeypatch
     make, x, _ = NETWORKS[network]
     model = make()
     drop = half(model, x)
-    monkeypatch.setattr(subnet, "shrink", shifted(tensor))
+    monkeypatch.setattr(removal, "shrink", shifted(tensor))
     found = exact(model, x, drop)
     assert found.masked > WRONG
     assert found.zeroed is None or found.zeroed > WRONG
 
 
 def test_slices_of_other_units_show(monkeypatch):
-    right = subnet.slices_of
+    right = removal.slices_of
 
     def shifted_units(groups, drop, round_to=1):
         return right(groups, {name: [unit + 1 for unit in units] for name, units in drop.items()}, round_to)
 
     model, drop = Residual(), {"conv1": [0, 2]}
     assert exact(model, IMAGE, drop).masked < EXACT
-    monkeypatch.setattr(subnet, "slices_of", shifted_units)
+    monkeypatch.setattr(removal, "slices_of", shifted_units)
     found = exact(model, IMAGE, drop)
     assert found.zeroed > WRONG
     assert found.masked > WRONG

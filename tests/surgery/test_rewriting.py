@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import io
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 import torch
@@ -237,3 +237,84 @@ def test_submodules_inside_get_masks() -> None:
     assert int((sparse.a.weight == 0).sum()) == 10
     assert torch.equal(cdlib.pruning.permanent(sparse)(X), sparse(X))
     assert not torch.equal(sparse(X), small(X))
+
+
+class Pair(NamedTuple):
+    one: Tensor
+    other: Tensor
+
+
+class Fixed(nn.Module):
+    """Code that asserts a width; `run` is what it does."""
+
+    def __init__(self, run: Callable[[Any, Tensor], Any], **modules: nn.Module) -> None:
+        super().__init__()
+        self.run = run
+        for name, module in modules.items():
+            self.add_module(name, module)
+
+    def forward(self, x: Tensor) -> Any:
+        assert x.shape[1] == 8
+        return self.run(self, x)
+
+
+class Joined(nn.Module):
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, x: Tensor) -> Tensor:
+        one, other = self.inner(x)
+        return one * other
+
+
+def keywords(m: Any, x: Tensor) -> Tensor:
+    y: Tensor = m.d["pass"]["in"](m.d["lambda"](x))
+    return y
+
+
+def named(m: Any, x: Tensor) -> Pair:
+    return Pair(x.tanh(), x.sin())
+
+
+def relu(m: Any, x: Tensor) -> Tensor:
+    return x.relu()
+
+
+def dropped(m: Any, x: Tensor) -> Tensor:
+    return F.dropout(m.inner(x), 0.5, m.training)
+
+
+def within(block: nn.Module) -> tuple[nn.Module, Tensor]:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Conv2d(3, 8, 3), block, nn.Conv2d(8, 4, 1)).double().eval(), torch.randn(
+        2, 3, 6, 6
+    ).double()
+
+
+@pytest.mark.parametrize(
+    "block",
+    [
+        Fixed(keywords, d=nn.ModuleDict({"lambda": nn.Conv2d(8, 8, 1), "pass": nn.ModuleDict({"in": nn.Tanh()})})),
+        Joined(Fixed(named)),
+        Fixed(dropped, inner=Fixed(relu)),
+    ],
+    ids=["names that are keywords", "a named tuple", "one inside another"],
+)
+def test_modules_of_any_make_are_rewritten(block: nn.Module) -> None:
+    net, x = within(block)
+    groups = cdlib.find_groups(net, x)
+    small, zeroed = (f(net, groups, {"0": [1, 3]}) for f in (cdlib.remove, cdlib.zero))
+    assert rewritten(small)
+    torch.testing.assert_close(small(x), zeroed(x))
+    file = io.BytesIO()
+    torch.save(small, file)
+    file.seek(0)
+    assert torch.equal(torch.load(file, weights_only=False)(x), small(x))
+    assert small.train()(x).shape == (2, 4, 4, 4)
+
+
+def test_numbers_of_the_input_are_no_constants() -> None:
+    net, x = within(Fixed(lambda m, x: x * torch.tensor(x.abs().max().tolist())))
+    with pytest.raises(CdlibError, match="may have been made of the numbers of its input"):
+        cdlib.remove(net, cdlib.find_groups(net, x), {"0": [1]})

@@ -43,9 +43,13 @@ class Rewritten(nn.Module):
         The Python function that it runs at inference and in training mode (empty if there is none).
     why_not : str
         Why there is none.
+    types : dict
+        The classes of named tuples that the code makes, by the names that it has for them.
     """
 
-    def __init__(self, original: nn.Module, shapes: tuple[Shape, ...], code: str) -> None:
+    def __init__(
+        self, original: nn.Module, shapes: tuple[Shape, ...], code: str, types: Mapping[str, type] | None = None
+    ) -> None:
         super().__init__()
         mine = set(vars(nn.Module()))
         vars(self).update({name: value for name, value in vars(original).items() if name not in mine})
@@ -58,13 +62,14 @@ class Rewritten(nn.Module):
         self.training = original.training
         self.stands_for = getattr(original, "stands_for", type(original).__name__)
         self.shapes, self.code, self.training_code, self.why_not = shapes, code, "", ""
-        self._run = _function(code)
+        self.types = dict(types or {})
+        self._run = _function(code, self.types)
         self._run_in_training: Callable[..., Any] | None = None
 
     def trains(self, code: str, why_not: str = "") -> None:
         """Give it the code for training mode, or the reason why there is none."""
         self.training_code, self.why_not = code, why_not
-        self._run_in_training = _function(code) if code else None
+        self._run_in_training = _function(code, self.types) if code else None
 
     def keep(self, constants: Mapping[str, Tensor]) -> None:
         """Give it the constants that its code reads."""
@@ -78,7 +83,7 @@ class Rewritten(nn.Module):
     def __setstate__(self, state: dict[str, Any]) -> None:
         """The module again, with its functions."""
         super().__setstate__(state)
-        self._run = _function(self.code)
+        self._run = _function(self.code, self.types)
         self.trains(self.training_code, self.why_not)
 
     def extra_repr(self) -> str:
@@ -132,9 +137,9 @@ class Rewritten(nn.Module):
         return samples
 
 
-def _function(code: str) -> Callable[..., Any]:
+def _function(code: str, types: Mapping[str, type]) -> Callable[..., Any]:
     """The function that some code defines."""
-    space: dict[str, Any] = {"torch": torch, "device": torch.device, "inf": math.inf, "nan": math.nan}
+    space: dict[str, Any] = {"torch": torch, "device": torch.device, "inf": math.inf, "nan": math.nan, **types}
     exec(compile(code, "<rewritten>", "exec"), space)
     found: Callable[..., Any] = space["forward"]
     return found

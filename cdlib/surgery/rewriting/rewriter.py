@@ -106,7 +106,7 @@ class Rewriter:
         written = [self._written(name, both, original) for both in zip(*calls, strict=True)]
         if not all(writer.same_as(written[0]) for writer in written[1:]):
             raise NotPossible(f"{name} is called for inputs of several sizes, or with other constants")
-        new = Rewritten(original, written[0].shapes, written[0].code)
+        new = Rewritten(original, written[0].shapes, written[0].code, written[0].types)
         new.keep(written[0].constants)
         self._done[name] = set(self._flat)
         if not name:
@@ -132,7 +132,9 @@ class Rewriter:
 
     def finish(self, small: nn.Module) -> None:
         """Give the modules that were rewritten their code for training mode, where there can be one."""
-        for name in sorted(self._done):
+        for name in sorted(
+            self._done, key=lambda name: (-len(name.split(".")) if name else 0, name)
+        ):  # inner ones first
             module = small.get_submodule(name)
             assert isinstance(module, Rewritten)
             try:

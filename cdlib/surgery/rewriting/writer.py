@@ -7,7 +7,9 @@ own code are written out. The code is that of a `torch.fx.Graph`.
 from __future__ import annotations
 
 import itertools
+import keyword
 import operator
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -33,6 +35,8 @@ class Writer:
         A function of the module, the number of samples and the tensors among its arguments.
     shapes : tuple
         Of those tensors.
+    types : dict
+        The classes of named tuples that the code makes, by the names that it has for them.
     constants : dict
         The other tensors that the code reads, by names that the module does not have.
 
@@ -65,7 +69,9 @@ class Writer:
         }
         self._body()
         self._graph.output(map_tensors(self._leaf, two.call.outputs, Value))
-        self.code = self._graph.python_code("self").src.strip() + "\n"
+        text = self._graph.python_code("self")
+        self.code = _with_getattr(text.src.strip() + "\n")
+        self.types = {name: kind for name, kind in text.globals.items() if isinstance(kind, type) and name in self.code}
 
     def same_as(self, other: Writer) -> bool:
         """Whether another code is the same, with the same constants."""
@@ -181,6 +187,8 @@ class Writer:
         if value.kind in ("parameter", "buffer") and value.index < held and value.name in self._names:
             return self._graph.get_attr(self._names[value.name])
         if value.index in self._two.graph.constants:
+            if not self._two.graph.on_meta:
+                raise NotPossible(f"{self._called} uses a tensor that may have been made of the numbers of its input")
             names = (f"_constant_{k}" for k in itertools.count())
             name = next(n for n in names if not hasattr(self._module, n) and n not in self.constants)
             self.constants[name] = self._two.graph.constants[value.index].detach().clone()
@@ -206,6 +214,16 @@ def _target(op: Op) -> Any:
     if op.name == "split":
         return torch.ops.aten.split_with_sizes.default
     return attention if op.name == "scaled_dot_product_attention" else op.target
+
+
+def _with_getattr(code: str) -> str:
+    """Code that reads attributes which are called like keywords of Python by `getattr`."""
+    words = "|".join(keyword.kwlist)
+    while (
+        found := re.sub(rf"((?:self|getattr\([^()]*\))(?:\.\w+)*?)\.({words})\b", r'getattr(\1, "\2")', code)
+    ) != code:
+        code = found
+    return code
 
 
 def _returns_list(op: Op) -> bool:

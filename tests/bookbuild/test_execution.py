@@ -274,8 +274,13 @@ def start(book: Path, *words: str) -> subprocess.Popen[str]:
     """Start what make starts, with its messages on a pipe."""
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     command = [sys.executable, "-m", "bookbuild", *words]
+
+    def heed() -> None:  # what runs the tests may ignore these, as nohup does, and children inherit that
+        for sent in (signal.SIGINT, signal.SIGHUP):
+            signal.signal(sent, signal.SIG_DFL)
+
     return subprocess.Popen(
-        command, cwd=book, env=environment, stderr=subprocess.PIPE, text=True, start_new_session=True
+        command, cwd=book, env=environment, stderr=subprocess.PIPE, text=True, start_new_session=True, preexec_fn=heed
     )
 
 

@@ -12,7 +12,7 @@ from torch import nn
 
 from cdlib import CdlibError, Groups, find_groups
 from cdlib.pruning import complexity_driven, ranking, unstructured
-from cdlib.serialization.encoding import encode, executable
+from cdlib.serialization import encode, executable
 
 IMAGE = torch.zeros(1, 2, 4, 4)
 

@@ -318,3 +318,75 @@ def test_numbers_of_the_input_are_no_constants() -> None:
     net, x = within(Fixed(lambda m, x: x * torch.tensor(x.abs().max().tolist())))
     with pytest.raises(CdlibError, match="may have been made of the numbers of its input"):
         cdlib.remove(net, cdlib.find_groups(net, x), {"0": [1]})
+
+
+def test_a_number_read_out_of_a_weight_is_no_constant() -> None:
+    net, x = within(Fixed(lambda m, x: x * m.scale.item(), scale=nn.Identity()))
+    net[1].scale = nn.Parameter(torch.tensor(2.0))
+    with pytest.raises(CdlibError, match="a number that it reads out of a tensor"):
+        cdlib.remove(net, cdlib.find_groups(net, x), {"0": [1]})
+
+
+def test_what_depends_on_the_number_of_samples_otherwise_is_not_guessed() -> None:
+    net, x = within(Fixed(lambda m, x: x + x[:4].sum()))
+    with pytest.raises(CdlibError, match="has a size that does not grow with the number of samples"):
+        cdlib.remove(net, cdlib.find_groups(net, x), {"0": [1]})
+
+
+class Called(nn.Module):
+    """Its code names a width, and takes more than a tensor."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(3, 8), nn.Linear(8, 4)
+
+    def forward(self, x: Tensor, shift: Tensor, *, scale: float = 1.0) -> Tensor:
+        y: Tensor = self.b(self.a(x).view(-1, 8) * scale)
+        return y + 2 * self.a(shift).sum()
+
+
+def called(*args: Any, **kwargs: Any) -> tuple[nn.Module, nn.Module]:
+    torch.manual_seed(0)
+    model = Called().double().eval()
+    groups = cdlib.find_groups(model, args, kwargs=kwargs)
+    small = cdlib.remove(model, groups, {"a": [1]})
+    assert rewritten(small) == [""]
+    return small, cdlib.zero(model, groups, {"a": [1]})
+
+
+def test_arguments_by_name_keep_their_meaning() -> None:
+    small, zeroed = called(X, shift=X * 2, scale=3.0)
+    expected = zeroed(X, X - 1, scale=3.0)
+    for found in (small(X, X - 1, scale=3.0), small(X, scale=3.0, shift=X - 1), small(shift=X - 1, x=X, scale=3.0)):
+        torch.testing.assert_close(found, expected, rtol=1e-12, atol=0)
+    plain, zeroed = called(X, X)
+    torch.testing.assert_close(plain(X, shift=X, scale=1.0), zeroed(X, X))  # the default, given
+
+
+def test_other_numbers_than_those_recorded_are_an_error() -> None:
+    small, _ = called(X, shift=X * 2, scale=3.0)
+    for kwargs in ({"scale": 2.0}, {"scale": X}, {}):
+        with pytest.raises(CdlibError, match="rewritten for the arguments a tensor, a tensor, 3.0 and got a tensor, a"):
+            small(X, X, **kwargs)
+
+
+def test_one_tensor_in_two_places_is_not_two() -> None:
+    small, zeroed = called(X, X)
+    torch.testing.assert_close(small(X, X.clone()), zeroed(X, X))
+    with pytest.raises(CdlibError, match="one tensor as its inputs 1 and 2, and got two"):
+        small(X, X + 1)
+
+
+def test_forward_hooks_still_run() -> None:
+    net, x = within(Fixed(relu))
+    seen: list[Tensor] = []
+    net[1].register_forward_hook(lambda m, args, y: seen.append(y))
+    groups = cdlib.find_groups(net, x)
+    small = cdlib.remove(net, groups, {"0": [1, 3]})
+    assert rewritten(small) == ["1"]
+    seen.clear()
+    small(x)
+    assert [tuple(y.shape) for y in seen] == [(2, 6, 4, 4)]
+    net[1].register_forward_hook(lambda m, args, y: y * 2)
+    small, zeroed = (f(net, groups, {"0": [1, 3]}) for f in (cdlib.remove, cdlib.zero))
+    torch.testing.assert_close(small(x), zeroed(x))

@@ -7,8 +7,9 @@ names. It does what the recording did, for inputs of the same size but any numbe
 
 from __future__ import annotations
 
+import inspect
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -16,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn.utils.prune import BasePruningMethod
 
 from cdlib.errors import CdlibError
-from cdlib.graph import tensors
+from cdlib.graph import leaves, tensors
 
 
 class PerSample(NamedTuple):
@@ -29,11 +30,50 @@ class PerSample(NamedTuple):
 Shape = tuple[int | PerSample, ...]
 
 
+class Takes(NamedTuple):
+    """What rewritten code takes.
+
+    Attributes
+    ----------
+    arguments : Arguments
+        Brings those of a call in order.
+    leaves : list
+        What is in those of the network itself, in order: `Tensor` for a tensor, else what it must be, or ``...``; empty
+        for an inner module, which is called by code that was recorded or compared.
+    shapes : tuple
+        Those of the tensors.
+    first : list of int
+        For each tensor, the first one that was the same.
+    """
+
+    arguments: Arguments
+    leaves: list[Any]
+    shapes: tuple[Shape, ...]
+    first: list[int]
+
+
+class Arguments:
+    """What a module is called with, in the order of its signature, with its defaults."""
+
+    def __init__(self, module: nn.Module) -> None:
+        found = inspect.signature(module.forward).parameters.values()
+        self._names = [p.name for p in found if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
+        self._positional = [p.name for p in found if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+        self._defaults = {p.name: p.default for p in found if p.default is not p.empty}
+
+    def __call__(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[Any]:
+        """The arguments of a call, however they were given."""
+        given = {**self._defaults, **dict(zip(self._positional, args, strict=False)), **kwargs}
+        names = [*self._names, *(name for name in kwargs if name not in self._names)]
+        return [*args[len(self._positional) :], *(given[name] for name in names if name in given)]
+
+
 class Rewritten(nn.Module):
     """A module that runs recorded operators, with the tensors and submodules of the one in whose place it stands.
 
     Takes what that took, for inputs of the size that it was recorded with and any number of samples; raises
-    `CdlibError` for other sizes, and in training mode if it could not be recorded in it.
+    `CdlibError` for other sizes or numbers, and in training mode if it could not be recorded in it. Its forward hooks
+    run as before; what others did is part of the code.
 
     Attributes
     ----------
@@ -47,9 +87,7 @@ class Rewritten(nn.Module):
         The classes of named tuples that the code makes, by the names that it has for them.
     """
 
-    def __init__(
-        self, original: nn.Module, shapes: tuple[Shape, ...], code: str, types: Mapping[str, type] | None = None
-    ) -> None:
+    def __init__(self, original: nn.Module, takes: Takes, code: str, types: Mapping[str, type] | None = None) -> None:
         super().__init__()
         mine = set(vars(nn.Module()))
         vars(self).update({name: value for name, value in vars(original).items() if name not in mine})
@@ -57,11 +95,14 @@ class Rewritten(nn.Module):
         self._non_persistent_buffers_set = original._non_persistent_buffers_set
         hooks = original._forward_pre_hooks.items()
         self._forward_pre_hooks.update((k, hook) for k, hook in hooks if isinstance(hook, BasePruningMethod))
+        for name in ("_forward_hooks", "_forward_hooks_with_kwargs", "_forward_hooks_always_called"):
+            getattr(self, name).update(getattr(original, name))
         if isinstance(original, nn.MultiheadAttention):
             self._qkv_same_embed_dim = False  # else PyTorch's transformer layers pass by it, to a fused kernel
         self.training = original.training
         self.stands_for = getattr(original, "stands_for", type(original).__name__)
-        self.shapes, self.code, self.training_code, self.why_not = shapes, code, "", ""
+        self.takes, self.shapes = takes, takes.shapes
+        self.code, self.training_code, self.why_not = code, "", ""
         self.types = dict(types or {})
         self._run = _function(code, self.types)
         self._run_in_training: Callable[..., Any] | None = None
@@ -105,13 +146,31 @@ class Rewritten(nn.Module):
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Run the code."""
-        given = tensors((args, kwargs))
+        arguments = self.takes.arguments(args, kwargs)
+        given = tensors(arguments)
         samples = self._samples([tuple(t.shape) for t in given])
+        if not (torch.jit.is_tracing() or torch.compiler.is_compiling()):  # type: ignore[attr-defined]
+            self._check_others(leaves(arguments), given)
         if not self.training:
             return self._run(self, samples, *given)
         self._check_training()
         assert self._run_in_training is not None
         return self._run_in_training(self, samples, *given)
+
+    def _check_others(self, arguments: list[Any], given: list[Tensor]) -> None:
+        """Raise if what is no tensor is not as it was recorded, or two tensors are given where one was."""
+        want = self.takes.leaves
+        if want and (len(arguments) != len(want) or not all(map(_same, arguments, want))):
+            raise CdlibError(
+                f"{self.stands_for} was rewritten for the arguments {_said(want)} and got {_said(arguments)}: find the "
+                "groups with the arguments that the network is to take."
+            )
+        for k, first in enumerate(self.takes.first):
+            if given[k] is not given[first] and not torch.equal(given[k], given[first]):
+                raise CdlibError(
+                    f"{self.stands_for} was rewritten for one tensor as its inputs {first + 1} and {k + 1}, and got "
+                    "two: find the groups with two tensors."
+                )
 
     def _check_training(self) -> None:
         if not self.training_code:
@@ -135,6 +194,16 @@ class Rewritten(nn.Module):
                 f"{', '.join(map(str, shapes))}: call the network with the size of the example it was pruned with."
             )
         return samples
+
+
+def _same(got: Any, want: Any) -> bool:
+    if want is Tensor or isinstance(got, Tensor):
+        return want is Tensor and isinstance(got, Tensor)
+    return want is ... or (type(got) is type(want) and bool(got == want))
+
+
+def _said(arguments: list[Any]) -> str:
+    return ", ".join("a tensor" if a is Tensor or isinstance(a, Tensor) else repr(a) for a in arguments)
 
 
 def _function(code: str, types: Mapping[str, type]) -> Callable[..., Any]:

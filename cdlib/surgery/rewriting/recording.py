@@ -16,6 +16,9 @@ from cdlib.grouping import Ids, Key, follow
 from cdlib.surgery.prediction import Prediction, gone
 from cdlib.text import one_line
 
+SAMPLES = (2, 5)
+"""How many samples a network is recorded with, to see what depends on their number."""
+
 
 class NotPossible(Exception):
     """A module cannot be rewritten by itself."""

@@ -12,7 +12,16 @@ from cdlib.graph import Graph, Inputs, record
 from cdlib.grouping import Ids, Key, choose_reshapes
 from cdlib.surgery.prediction import Prediction, gone
 from cdlib.surgery.rewriting.module import Rewritten
-from cdlib.surgery.rewriting.recording import NotPossible, Recording, Unchanged, by_itself, inside, placed, values
+from cdlib.surgery.rewriting.recording import (
+    SAMPLES,
+    NotPossible,
+    Recording,
+    Unchanged,
+    by_itself,
+    inside,
+    placed,
+    values,
+)
 from cdlib.surgery.rewriting.writer import Writer
 from cdlib.text import one_line
 
@@ -32,14 +41,14 @@ class Rewriter:
         self._recorded: list[Prediction] = []
         self._done: dict[str, set[str]] = {}  # what was flat when a module was rewritten
         self._flat: set[str] = set()  # modules that cannot be rewritten, whose operators the ones around them run
-        self.args = inputs.repeated(2)
+        self.args = inputs.repeated(SAMPLES[0])
         first: dict[int, str] = {}
         held = (*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False))
         self._first = {name: first.setdefault(id(tensor), name) for name, tensor in held}
 
     @property
     def prediction(self) -> Prediction:
-        """What the cut network should do with `args`, two samples; known once a module was rewritten."""
+        """What the cut network should do with `args`, a few samples; known once a module was rewritten."""
         return self._recorded[0]
 
     def rewrite(self, small: nn.Module, name: str, error: Exception | None) -> nn.Module:
@@ -53,7 +62,7 @@ class Rewriter:
             If even the whole network cannot be rewritten.
         """
         if not self._recorded:
-            self._recorded = [self._record(samples) for samples in (2, 3)]
+            self._recorded = [self._record(samples) for samples in SAMPLES]
         why = one_line(error) if error else "its Python code computes something else"
         while True:
             if self._done.get(name) != self._flat:
@@ -106,7 +115,7 @@ class Rewriter:
         written = [self._written(name, both, original) for both in zip(*calls, strict=True)]
         if not all(writer.same_as(written[0]) for writer in written[1:]):
             raise NotPossible(f"{name} is called for inputs of several sizes, or with other constants")
-        new = Rewritten(original, written[0].shapes, written[0].code, written[0].types)
+        new = Rewritten(original, written[0].takes, written[0].code, written[0].types)
         new.keep(written[0].constants)
         self._done[name] = set(self._flat)
         if not name:
@@ -122,7 +131,7 @@ class Rewriter:
         return [Recording(prediction, graph, call, self._flat) for call in graph.calls if call.module == name]
 
     def _written(self, name: str, both: Sequence[Recording], module: nn.Module) -> Writer:
-        """The code of a module from its recordings with two and with three samples; `module` will run it."""
+        """The code of a module from its recordings with few samples and with more; `module` will run it."""
         held = self._model.get_submodule(name)
         own = [*held.named_parameters(remove_duplicate=False), *held.named_buffers(remove_duplicate=False)]
         prefix = f"{name}." if name else ""

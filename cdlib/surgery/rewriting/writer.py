@@ -1,4 +1,4 @@
-"""Write the code of a module from recordings of one call of it with two and with three samples.
+"""Write the code of a module from recordings of one call of it with few samples and with more.
 
 What is the same in both is fixed; a size that differs counts samples. Submodules are called, operators of the module's
 own code are written out. The code is that of a `torch.fx.Graph`.
@@ -16,9 +16,9 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from cdlib.graph import Call, Op, Value, map_tensors
-from cdlib.surgery.rewriting.module import PerSample
-from cdlib.surgery.rewriting.recording import NotPossible, Recording, values
+from cdlib.graph import Call, Op, Value, leaves, map_tensors
+from cdlib.surgery.rewriting.module import Arguments, PerSample, Rewritten, Takes
+from cdlib.surgery.rewriting.recording import SAMPLES, NotPossible, Recording, values
 
 _SKIPPED = {"as_strided_", "empty"}
 
@@ -33,8 +33,8 @@ class Writer:
     ----------
     code : str
         A function of the module, the number of samples and the tensors among its arguments.
-    shapes : tuple
-        Of those tensors.
+    takes : Takes
+        What it is called with.
     types : dict
         The classes of named tuples that the code makes, by the names that it has for them.
     constants : dict
@@ -46,21 +46,15 @@ class Writer:
         If the code would depend on something else than inputs and parameters.
     """
 
-    def __init__(self, two: Recording, three: Recording, names: Mapping[str, str], module: nn.Module) -> None:
-        self._two, self._three, self._names, self._module = two, three, names, module
+    def __init__(self, few: Recording, more: Recording, names: Mapping[str, str], module: nn.Module) -> None:
+        self._few, self._more, self._names, self._module = few, more, names, module
         self.constants: dict[str, Tensor] = {}
-        self._called = two.name or "the network"
-        inputs, others = two.inputs(), three.inputs()
-        if two.call.stop - two.call.start != three.call.stop - three.call.start or len(inputs) != len(others):
-            raise self._differs()
-        self.shapes = tuple(
-            tuple(_size(a, b) for a, b in zip(two.prediction.shape(x), three.prediction.shape(y), strict=True))
-            for x, y in zip(inputs, others, strict=True)
-        )
+        self._called = few.name or "the network"
+        self.takes, inputs = self._takes()
         self._graph, self._nodes, self._sizes = fx.Graph(), dict[int, fx.Node](), dict[PerSample, fx.Node]()
         self._samples = self._graph.placeholder("samples")
         given = [self._graph.placeholder(f"x{k}" if k else "x") for k in range(len(inputs))]
-        self._nodes.update({value.index: node for value, node in zip(inputs, given, strict=True)})
+        self._nodes.update({inputs[k].index: given[k] for k in self.takes.first})
         floats = [k for k, value in enumerate(inputs) if value.dtype.is_floating_point]
         self._dtype = inputs[floats[0]].dtype if floats else None
         self._of_input: dict[str, Any] = {
@@ -68,24 +62,41 @@ class Writer:
             "device": given[0] if given else None,
         }
         self._body()
-        self._graph.output(map_tensors(self._leaf, two.call.outputs, Value))
+        self._graph.output(map_tensors(self._leaf, few.call.outputs, Value))
         text = self._graph.python_code("self")
         self.code = _with_getattr(text.src.strip() + "\n")
         self.types = {name: kind for name, kind in text.globals.items() if isinstance(kind, type) and name in self.code}
 
     def same_as(self, other: Writer) -> bool:
         """Whether another code is the same, with the same constants."""
-        alike = (self.code, self.shapes, list(self.constants)) == (other.code, other.shapes, list(other.constants))
-        return alike and all(torch.equal(t, other.constants[name]) for name, t in self.constants.items())
+        mine, its = ((w.code, w.takes.shapes, w.takes.first, list(w.constants)) for w in (self, other))
+        return mine == its and all(torch.equal(t, other.constants[name]) for name, t in self.constants.items())
+
+    def _takes(self) -> tuple[Takes, list[Value]]:
+        """What the code takes, and the tensors among that in the recording with few samples."""
+        module, few, more = self._module, self._few, self._more
+        arguments = module.takes.arguments if isinstance(module, Rewritten) else Arguments(module)
+        given = arguments(*few.call.inputs)
+        inputs, others = values(given), values(arguments(*more.call.inputs))
+        if few.call.stop - few.call.start != more.call.stop - more.call.start or len(inputs) != len(others):
+            raise self._differs()
+        shapes = tuple(
+            tuple(self._size(a, b) for a, b in zip(few.prediction.shape(x), more.prediction.shape(y), strict=True))
+            for x, y in zip(inputs, others, strict=True)
+        )
+        indices = [value.index for value in inputs]
+        first = [indices.index(index) for index in indices]
+        wanted = [] if few.name else [_wanted(leaf) for leaf in leaves(given)]
+        return Takes(arguments, wanted, shapes, first), inputs
 
     def _body(self) -> None:
-        two, three = self._two, self._three
-        children = list(zip(two.children(), three.children(), strict=False))
-        shift, at = three.call.start - two.call.start, two.call.start
+        few, more = self._few, self._more
+        children = list(zip(few.children(), more.children(), strict=False))
+        shift, at = more.call.start - few.call.start, few.call.start
         for child, other in (*children, (None, None)):
-            stop = two.call.stop if child is None else child.start
+            stop = few.call.stop if child is None else child.start
             for k in range(at, stop):
-                self._operator(two.graph.ops[k], three.graph.ops[k + shift])
+                self._operator(few.graph.ops[k], more.graph.ops[k + shift])
             if child is not None and other is not None:
                 if (child.module, child.start + shift, child.stop + shift) != (other.module, other.start, other.stop):
                     raise self._differs()
@@ -95,7 +106,7 @@ class Writer:
     def _child(self, call: Call, other: Call) -> None:
         """Call a submodule."""
         (args, kwargs), name = self._merge(call.inputs, other.inputs), call.module
-        local = name[len(self._two.name) + 1 :] if self._two.name else name
+        local = name[len(self._few.name) + 1 :] if self._few.name else name
         self._take(self._graph.call_module(local, args, kwargs), call.outputs)
 
     def _take(self, node: fx.Node, nest: Any) -> None:
@@ -112,9 +123,11 @@ class Writer:
             raise self._differs()
         if op.target.namespace == "profiler" or self._is_masked(op):
             return
+        if op.name == "_local_scalar_dense":
+            raise self._differs("computes with a number that it reads out of a tensor")
         if op.name in _SKIPPED and (op.name != "empty" or not op.outputs[0].numel):
             return
-        merged = self._merge(self._two.prediction.arguments(op), self._three.prediction.arguments(other))
+        merged = self._merge(self._few.prediction.arguments(op), self._more.prediction.arguments(other))
         if merged.get("device") is not None:
             merged["device"] = self._attribute("device")
         target = _target(op)
@@ -145,7 +158,7 @@ class Writer:
         return True
 
     def _merge(self, a: Any, b: Any) -> Any:
-        """What stands in the code for an argument seen with two samples and with three."""
+        """What stands in the code for an argument seen with few samples and with more."""
         if isinstance(a, Value):
             return self._leaf(a)
         if type(a) is not type(b):
@@ -157,12 +170,20 @@ class Writer:
         if isinstance(a, dict):
             return {key: self._merge(a[key], b[key]) for key in a}
         if type(a) is int:
-            return self._of_samples(_size(a, b))
+            return self._of_samples(self._size(a, b))
         if isinstance(a, torch.dtype) and a == self._dtype:
             return self._attribute("dtype")
         if a != b and a == a:
             raise self._differs("computes a number from the number of samples")
         return a
+
+    def _size(self, a: int, b: int) -> int | PerSample:
+        """The size that is `a` with few samples and `b` with more."""
+        few, more = SAMPLES
+        each, rest = divmod(b - a, more - few)
+        if rest:
+            raise self._differs("has a size that does not grow with the number of samples")
+        return PerSample(a - few * each, each) if each else a
 
     def _of_samples(self, size: int | PerSample) -> Any:
         if not isinstance(size, PerSample):
@@ -183,15 +204,15 @@ class Writer:
     def _leaf(self, value: Value) -> fx.Node:
         if value.index in self._nodes:
             return self._nodes[value.index]
-        held = self._two.prediction.graph.inputs[0].index
+        held = self._few.prediction.graph.inputs[0].index
         if value.kind in ("parameter", "buffer") and value.index < held and value.name in self._names:
             return self._graph.get_attr(self._names[value.name])
-        if value.index in self._two.graph.constants:
-            if not self._two.graph.on_meta:
+        if value.index in self._few.graph.constants:
+            if not self._few.graph.on_meta:
                 raise NotPossible(f"{self._called} uses a tensor that may have been made of the numbers of its input")
             names = (f"_constant_{k}" for k in itertools.count())
             name = next(n for n in names if not hasattr(self._module, n) and n not in self.constants)
-            self.constants[name] = self._two.graph.constants[value.index].detach().clone()
+            self.constants[name] = self._few.graph.constants[value.index].detach().clone()
             self._nodes[value.index] = self._graph.get_attr(name)
             return self._nodes[value.index]
         raise NotPossible(f"{self._called} uses a tensor that was computed outside of it")
@@ -206,6 +227,13 @@ def attention(**arguments: Any) -> Tensor:
 
 
 attention.__module__, attention.__name__ = "torch.nn.functional", "scaled_dot_product_attention"
+
+
+def _wanted(leaf: Any) -> Any:
+    """What stands for a leaf of a call in `Takes.leaves`."""
+    if isinstance(leaf, Value):
+        return Tensor
+    return leaf if isinstance(leaf, bool | int | float | str | None) else ...
 
 
 def _target(op: Op) -> Any:
@@ -234,8 +262,3 @@ def _has_node(nest: Any) -> bool:
     found: list[fx.Node] = []
     map_tensors(found.append, nest, fx.Node)
     return bool(found)
-
-
-def _size(a: int, b: int) -> int | PerSample:
-    """The size of which `a` is seen with two samples and `b` with three."""
-    return a if a == b else PerSample(a - 2 * (b - a), b - a)

@@ -321,7 +321,7 @@ def test_numbers_of_the_input_are_no_constants() -> None:
 
 
 def test_a_number_read_out_of_a_weight_is_no_constant() -> None:
-    net, x = within(Fixed(lambda m, x: x * m.scale.item(), scale=nn.Identity()))
+    net, x = within(Fixed(lambda m, x: x * m.scale.item()))
     net[1].scale = nn.Parameter(torch.tensor(2.0))
     with pytest.raises(CdlibError, match="a number that it reads out of a tensor"):
         cdlib.remove(net, cdlib.find_groups(net, x), {"0": [1]})

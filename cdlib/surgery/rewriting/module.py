@@ -148,9 +148,9 @@ class Rewritten(nn.Module):
         """Run the code."""
         arguments = self.takes.arguments(args, kwargs)
         given = tensors(arguments)
-        samples = self._samples([tuple(t.shape) for t in given])
         if not (torch.jit.is_tracing() or torch.compiler.is_compiling()):  # type: ignore[attr-defined]
             self._check_others(leaves(arguments), given)
+        samples = self._samples([tuple(t.shape) for t in given])
         if not self.training:
             return self._run(self, samples, *given)
         self._check_training()
@@ -165,8 +165,8 @@ class Rewritten(nn.Module):
                 f"{self.stands_for} was rewritten for the arguments {_said(want)} and got {_said(arguments)}: find the "
                 "groups with the arguments that the network is to take."
             )
-        for k, first in enumerate(self.takes.first):
-            if given[k] is not given[first] and not torch.equal(given[k], given[first]):
+        for k, (one, first) in enumerate(zip(given, self.takes.first, strict=False)):
+            if one is not given[first] and not torch.equal(one, given[first]):
                 raise CdlibError(
                     f"{self.stands_for} was rewritten for one tensor as its inputs {first + 1} and {k + 1}, and got "
                     "two: find the groups with two tensors."

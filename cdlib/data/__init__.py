@@ -9,16 +9,4 @@ from cdlib.data.seeds import bits, draws
 from cdlib.data.sources import where
 from cdlib.data.splits import Dataset, Split
 
-__all__ = [
-    "Arrays",
-    "Dataset",
-    "Split",
-    "batches",
-    "bits",
-    "check",
-    "draws",
-    "fetch",
-    "from_arrays",
-    "load",
-    "where",
-]
+__all__ = ["Arrays", "Dataset", "Split", "batches", "bits", "check", "draws", "fetch", "from_arrays", "load", "where"]

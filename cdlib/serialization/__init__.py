@@ -7,14 +7,4 @@ from cdlib.serialization.encoding import FORMS, decode, encode, sizes
 from cdlib.serialization.network_files import example_input, load, save
 from cdlib.serialization.sparse_execution import executable
 
-__all__ = [
-    "FORMS",
-    "check_place",
-    "decode",
-    "encode",
-    "example_input",
-    "executable",
-    "load",
-    "save",
-    "sizes",
-]
+__all__ = ["FORMS", "check_place", "decode", "encode", "example_input", "executable", "load", "save", "sizes"]

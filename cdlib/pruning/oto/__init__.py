@@ -15,10 +15,4 @@ from cdlib.pruning.oto.group_sparse import GroupSparse
 from cdlib.pruning.oto.half_space import DHSPG, dhspg
 from cdlib.pruning.oto.shrink import HESSO, hesso
 
-__all__ = [
-    "DHSPG",
-    "HESSO",
-    "GroupSparse",
-    "dhspg",
-    "hesso",
-]
+__all__ = ["DHSPG", "HESSO", "GroupSparse", "dhspg", "hesso"]

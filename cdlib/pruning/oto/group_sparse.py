@@ -13,14 +13,15 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.optim import Optimizer
 
 from cdlib.errors import CdlibError, check_share, check_whole
-from cdlib.pruning.oto.units import Segments, Units
+from cdlib.pruning.oto.units import Units
 
 TINY = 1e-8
 
 
-class GroupSparse(torch.optim.Optimizer):
+class GroupSparse(Optimizer):
     """A base optimizer with a phase, `start` to `ends`, in which units become zero; made by `hesso` or `dhspg`.
 
     Attributes
@@ -36,14 +37,7 @@ class GroupSparse(torch.optim.Optimizer):
     """
 
     def __init__(
-        self,
-        units: Units,
-        base: torch.optim.Optimizer,
-        target: float,
-        start: int,
-        steps: int,
-        periods: int,
-        min_width: int,
+        self, units: Units, base: Optimizer, target: float, start: int, steps: int, periods: int, min_width: int
     ) -> None:
         if isinstance(base, GroupSparse):
             raise CdlibError(f"base={type(base).__name__} prunes already: give the optimizer below it.")
@@ -101,9 +95,8 @@ class GroupSparse(torch.optim.Optimizer):
         before = slices.values(reuse=not choosing) if choosing or self._looks_back else []
         self.base.step()
         if choosing:
-            self.redundant |= self._redundant(
-                t // self.period, *self._lengths(slices, slices.products(before), slices.rates())
-            )
+            norms = slices.norms(slices.products(before), slices.rates())
+            self.redundant |= self._redundant(t // self.period, *norms)
             self._settle()
             before = [before[part.number] for part in self._active.parts]
         if self._active.parts:
@@ -127,12 +120,8 @@ class GroupSparse(torch.optim.Optimizer):
 
     def state_dict(self) -> dict[str, Any]:
         """The state of the base and of the units; tensors are not copied."""
-        own = {
-            **self._identity(),
-            **{name: getattr(self, name) for name in self._counts},
-            "redundant": self.redundant,
-            "zero": self.zero,
-        }
+        counts = {name: getattr(self, name) for name in self._counts}
+        own = {**self._identity(), **counts, "redundant": self.redundant, "zero": self.zero}
         return {**self.base.state_dict(), "group_sparse": own}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -171,24 +160,17 @@ class GroupSparse(torch.optim.Optimizer):
     _looks_back = False
     """Whether moving needs the values from before the base's step."""
 
+    _options: tuple[str, ...] = ("wanted", "start", "period", "periods", "min_width")
+    """The numbers that a state must agree in."""
+
     _counts: tuple[str, ...] = ("step_count",)
     """The numbers that belong to the state."""
 
-    def _options(self) -> dict[str, float | str]:
-        return {
-            "kind": type(self).__name__,
-            "wanted": self.wanted,
-            "start": self.start,
-            "period": self.period,
-            "periods": self.periods,
-            "min_width": self.min_width,
-        }
-
     def _identity(self) -> dict[str, Any]:
         """What a state must agree in."""
+        options = {"kind": type(self).__name__, **{name: getattr(self, name) for name in self._options}}
         shapes = [[list(p.shape) for p in group["params"]] for group in self.param_groups]
-        base = {"base": type(self.base).__name__, "shapes": shapes}
-        return {"units": dict(self.units.sizes), "options": self._options(), **base}
+        return {"units": dict(self.units.sizes), "options": options, "base": type(self.base).__name__, "shapes": shapes}
 
     def _settle(self) -> None:
         """Sort the units' slices by what is done with them."""
@@ -216,16 +198,6 @@ class GroupSparse(torch.optim.Optimizer):
     def _redundant(self, period: int, x: Tensor, d: Tensor, xd: Tensor) -> Tensor:
         """The units that become redundant, from |x|, |d| and <x, d> of all units: bool [units]."""
         raise NotImplementedError
-
-    @staticmethod
-    def _lengths(
-        slices: Segments, products: tuple[Tensor, Tensor, Tensor], rates: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Return |x|, |d| and <x, d> of each unit, [units], from `Segments.products` of moves lr d."""
-        xx, mm, xm = products
-        rate = rates.masked_fill(rates == 0, 1.0)
-        squared, other, inner = slices.sum(torch.stack([xx, mm / rate.square(), xm / rate]))
-        return squared.sqrt(), other.sqrt(), inner
 
     def _move(self, t: int, before: list[Tensor]) -> None:
         """Move the active parts, in step t of the period."""

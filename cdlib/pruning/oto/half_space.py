@@ -6,17 +6,20 @@ import math
 
 import torch
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from cdlib.errors import CdlibError, check_share
 from cdlib.grouping import Groups
 from cdlib.pruning.oto.group_sparse import TINY, GroupSparse
 from cdlib.pruning.oto.units import Units
 
+_RULE = ("penalty", "amplify", "coefficient", "epsilon")
+
 
 def dhspg(
     model: nn.Module,
     groups: Groups,
-    base: torch.optim.Optimizer,
+    base: Optimizer,
     target: float = 0.5,
     *,
     start: int = 0,
@@ -49,10 +52,6 @@ def dhspg(
     epsilon : float, default 0
         From 0 to below 1: larger values project sooner.
 
-    Returns
-    -------
-    DHSPG
-
     Raises
     ------
     CdlibError
@@ -81,29 +80,15 @@ class DHSPG(GroupSparse):
     """
 
     _looks_back = True
+    _options = (*GroupSparse._options, *_RULE)
     _counts = ("step_count", "forced")
 
     def __init__(
-        self,
-        units: Units,
-        base: torch.optim.Optimizer,
-        target: float,
-        start: int,
-        steps: int,
-        min_width: int,
-        *,
-        penalty: float,
-        amplify: float,
-        coefficient: float,
-        epsilon: float,
+        self, units: Units, base: Optimizer, target: float, start: int, steps: int, min_width: int, **rule: float
     ) -> None:
         super().__init__(units, base, target, start, steps, 1, min_width)
-        self.penalty, self.amplify, self.coefficient, self.epsilon = penalty, amplify, coefficient, epsilon
+        self.penalty, self.amplify, self.coefficient, self.epsilon = (rule[name] for name in _RULE)
         self.forced = 0
-
-    def _options(self) -> dict[str, float | str]:
-        rule = {name: getattr(self, name) for name in ("penalty", "amplify", "coefficient", "epsilon")}
-        return {**super()._options(), **rule}
 
     def _redundant(self, period: int, x: Tensor, d: Tensor, xd: Tensor) -> Tensor:
         """Those with the highest 0.5 norm(cos(-x, -d)) + 0.5 norm(1 / (|x| / size))."""
@@ -116,7 +101,7 @@ class DHSPG(GroupSparse):
         slices = self._active
         xx, mm, xm = slices.products(before)
         rates = slices.rates()
-        norm, other, inner = self._lengths(slices, (xx, mm, xm), rates)
+        norm, other, inner = slices.norms((xx, mm, xm), rates)
         pull = torch.where(self.redundant, self._lambda(norm, inner, other) / (norm + TINY), 0.0)
         by = rates * slices.each(pull)
         kept = slices.sum(xx - xm - by * xx)  # <x^, x>

@@ -47,10 +47,6 @@ def hesso(
         Units that every group keeps, the most important ones. One is what the papers ask for; in a chain, a layer that
         narrow ends all learning.
 
-    Returns
-    -------
-    HESSO
-
     Raises
     ------
     CdlibError

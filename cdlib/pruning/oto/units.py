@@ -25,26 +25,14 @@ _BLOCK = 1 << 16  # elements
 
 @dataclass(eq=False)
 class Part:
-    """Slices of one parameter along one dimension, and the unit that each belongs to.
-
-    Attributes
-    ----------
-    parameter : nn.Parameter
-    dim : int
-    index, unit : Tensor, int64 [n]
-        Where the slices are along the dimension, and the numbers of their units.
-    settings : dict
-        The parameter group of the optimizer, which holds the learning rate.
-    number : int
-        Of the part among all those of the network.
-    """
+    """Slices of one parameter along one dimension, and the unit that each belongs to."""
 
     parameter: nn.Parameter
     dim: int
-    index: Tensor
-    unit: Tensor
-    settings: dict[str, Any]
-    number: int
+    index: Tensor  # int64 [n], where the slices are along the dimension
+    unit: Tensor  # int64 [n], the numbers of their units
+    settings: dict[str, Any]  # the parameter group of the optimizer, which holds the learning rate
+    number: int  # of the part among all those of the network
 
     def blocks(self, *others: Tensor) -> Iterator[tuple[Tensor, ...]]:
         """The parameter and tensors of as many slices, in blocks that stay in a processor's cache."""
@@ -55,21 +43,9 @@ class Part:
 
 
 class Segments:
-    """Parts, and their slices in one row, part after part.
+    """Parts, and their slices in one row, part after part; `count` is the number of units of the network.
 
-    Parameters
-    ----------
-    parts : list of Part
-    count : int
-        The number of units of the network.
-    device : torch.device
-        Where the units' numbers are.
-
-    Attributes
-    ----------
-    parts : list of Part
-    wide : torch.dtype
-        Of numbers of slices and units: float64, where the device has it.
+    Numbers of slices and units are of the type `wide`: float64, where the device has it.
     """
 
     def __init__(self, parts: list[Part], count: int, device: torch.device) -> None:
@@ -86,12 +62,12 @@ class Segments:
 
     def values(self, *, reuse: bool = False) -> list[Tensor]:
         """A copy of the parameter of each part; with `reuse` always into the same memory, which saves asking for it."""
+        own = [part.parameter.detach() for part in self.parts]
         if not reuse:
-            return [part.parameter.detach().clone() for part in self.parts]
-        if not self._copies:
-            self._copies = [torch.empty_like(part.parameter.detach()) for part in self.parts]
-        for copy, part in zip(self._copies, self.parts, strict=True):
-            copy.copy_(part.parameter.detach())
+            return [values.clone() for values in own]
+        self._copies = self._copies or [torch.empty_like(values) for values in own]
+        for copy, values in zip(self._copies, own, strict=True):
+            copy.copy_(values)
         return self._copies
 
     def rates(self) -> Tensor:
@@ -110,6 +86,13 @@ class Segments:
                 found.append((norm(x, dim=others), norm(m, dim=others), xm.sum(others)) if others else (x, m, xm))
         lengths, moves, inner = (torch.cat(values)[self._place].to(self.wide) for values in zip(*found, strict=True))
         return lengths.square(), moves.square(), inner
+
+    def norms(self, products: tuple[Tensor, Tensor, Tensor], rates: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return |x|, |d| and <x, d> of each unit, [units], from `products` of slices x and moves lr d."""
+        xx, mm, xm = products
+        rate = rates.masked_fill(rates == 0, 1.0)
+        squared, other, inner = self.sum(torch.stack([xx, mm / rate.square(), xm / rate]))
+        return squared.sqrt(), other.sqrt(), inner
 
     def sum(self, values: Tensor) -> Tensor:
         """Add up numbers of the slices, [..., slices], by unit: [..., units], of units without a slice 0."""
@@ -145,32 +128,19 @@ class Segments:
 
 
 class Units:
-    """The units of the zero-invariant groups of a network that an optimizer trains.
+    """The units of the zero-invariant groups of a network of which an optimizer trains all parameters.
 
-    Parameters
-    ----------
-    model : nn.Module
-        The network.
-    groups : Groups
-        What `cdlib.find_groups` returned for it.
-    optimizer : torch.optim.Optimizer
-        Groups of which it does not train all parameters are left out.
+    The units of all groups are numbered one after the other. A CdlibError if there is no such group, or the optimizer
+    is none that can be built on.
 
     Attributes
     ----------
     sizes : dict from str to int
-        The groups and their numbers of units; the units of all groups are numbered one after the other.
+        The groups and their numbers of units.
     all : Segments
         All their own slices.
-    elements : Tensor, int64 [units]
-        How many numbers each unit's slices hold.
-    group : Tensor, int64 [units]
-        The number of each unit's group.
-
-    Raises
-    ------
-    CdlibError
-        If there is no such group, or the optimizer is none that can be built on.
+    group, elements : Tensor, int64 [units]
+        The number of each unit's group, and how many numbers its slices hold.
     """
 
     def __init__(self, model: nn.Module, groups: Groups, optimizer: torch.optim.Optimizer) -> None:

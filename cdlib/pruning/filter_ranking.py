@@ -19,7 +19,7 @@ from cdlib.grouping import Groups, check_groups, find_again
 from cdlib.pruning.costs import Meter
 from cdlib.pruning.layer_widths import evenly
 from cdlib.pruning.saliency import MEASURES, scores, with_gradients
-from cdlib.pruning.targets import UNITS, Draw, Draws, Goal
+from cdlib.pruning.targets import UNITS, Draw, Draws, Goal, Order
 
 SCOPES = ("global", "layer")
 _RELATIVE = ("l1", "l2")  # a sum over more elements is larger: only its ratio to the group's mean can be compared
@@ -70,10 +70,6 @@ def ranking(
     min_width, round_to
         As for `cdlib.pruning.complexity_driven`.
 
-    Returns
-    -------
-    nn.Module
-
     Raises
     ------
     CdlibError
@@ -105,7 +101,7 @@ def ranking(
     return model
 
 
-def _ranked(model: nn.Module, groups: Groups, by: str, scope: str, seed: int) -> tuple[dict[str, list[int]], Draw]:
+def _ranked(model: nn.Module, groups: Groups, by: str, scope: str, seed: int) -> tuple[Order, Draw]:
     """The units of each group from the lowest score upwards, and what draws the group that loses the next one."""
     order, ladder = dict[str, list[int]](), dict[str, list[float]]()
     for group in groups.prunable:

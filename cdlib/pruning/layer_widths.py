@@ -70,10 +70,6 @@ def complexity_driven(
     stop_at : {"params", "macs", "activation_bytes"}, optional
         The resource that `target` is a share of; by default the one of `mode`. It makes modes comparable.
 
-    Returns
-    -------
-    nn.Module
-
     Raises
     ------
     CdlibError
@@ -121,23 +117,8 @@ def plan(
 ) -> Plan:
     """Return what `complexity_driven` or a control would remove, draw by draw, without cutting anything.
 
-    Parameters
-    ----------
-    model, groups, mode, target, seed
-        As for `complexity_driven`.
-    draw : {"by cost", "evenly", "at random"}, default "by cost"
-        How a group is drawn: as in `complexity_driven`, `uniform_width` or `random_draw`.
-    **options
-        `step`, `recompute`, `min_width`, `round_to` and `stop_at`, as for `complexity_driven`.
-
-    Returns
-    -------
-    Plan
-
-    Raises
-    ------
-    CdlibError
-        As `complexity_driven`.
+    A group is drawn "by cost" as in `complexity_driven`, "evenly" as in `uniform_width`, or "at random" as in
+    `random_draw`. The other parameters, options and errors are those of `complexity_driven`.
     """
     return _draws(model, groups, draw, mode, target, seed, **options).plan()
 

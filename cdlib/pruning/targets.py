@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from bisect import bisect_left
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from torch import nn
@@ -23,51 +23,32 @@ from cdlib.surgery import remove, rewritten
 UNITS = "units"
 """Counted beside the `RESOURCES` of the meter: the units of all prunable groups."""
 
+Order = dict[str, list[int]]
+"""The units of every prunable group, the first to go first."""
+
 Draw = Callable[[Meter, list[str]], str]
 """Gets the meter and the names of the groups that may be drawn, and returns one of them."""
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What was drawn.
+    """What was drawn."""
 
-    Attributes
-    ----------
-    drop : dict from str to list of int
-        The units to remove, by group: for `cdlib.remove`.
-    trace : tuple of (str, int)
-        Every draw in order: the group, and how many units it lost.
-    before, after : dict from str to int
-        ``params``, ``macs`` and ``activation_bytes`` of the network and of what is left.
-    """
-
-    drop: dict[str, list[int]]
-    trace: tuple[tuple[str, int], ...]
-    before: dict[str, int]
-    after: dict[str, int]
+    drop: dict[str, list[int]]  #: The units to remove, by group: for `cdlib.remove`.
+    trace: tuple[tuple[str, int], ...]  #: Every draw in order: the group, and how many units it lost.
+    before: dict[str, int]  #: ``params``, ``macs`` and ``activation_bytes`` of the network.
+    after: dict[str, int]  #: The same of what is left.
 
 
 @dataclass(frozen=True)
 class Goal:
-    """How much of what is to go, and how far widths go down in a draw, and in all.
+    """How much of what is to go, and how far widths go down in a draw, and in all; a CdlibError if it makes no sense.
 
-    Attributes
-    ----------
-    target : float
-        The share of the full network's `resource` to remove, from 0 to below 1.
-    resource : str
-        What is counted: one of the meter's `RESOURCES`, or "units".
-    step, min_width, round_to : int
-        See `cdlib.pruning.complexity_driven`.
-
-    Raises
-    ------
-    CdlibError
-        If the target is no share, the resource unknown, or a limit no integer of at least 1.
+    `step`, `min_width` and `round_to` are those of `cdlib.pruning.complexity_driven`.
     """
 
-    target: float
-    resource: str
+    target: float  # the share of the full network's `resource` to remove, from 0 to below 1
+    resource: str  # what is counted: one of the meter's `RESOURCES`, or "units"
     step: int = 1
     min_width: int = 1
     round_to: int = 1
@@ -85,36 +66,14 @@ class Goal:
 
 
 class Draws:
-    """Units taken off the groups of a network until a goal is reached.
+    """Units taken off the groups of a network until a goal is reached; the network is only counted.
 
-    Parameters
-    ----------
-    model : nn.Module
-        The network; it is only counted.
-    groups : Groups
-        What `cdlib.find_groups` returned for it.
-    order : mapping from str to sequence of int
-        For every prunable group its units, the first to go first.
-    draw : callable
-        Which group loses units next.
-    goal : Goal
-    total : int, optional
-        What the target is a share of; by default what the network has of the resource.
-
-    Raises
-    ------
-    CdlibError
-        If the groups are of another network, or none of them is prunable.
+    `total` is what the target is a share of, by default what the network has of the resource. A CdlibError if no group
+    is prunable, or they are of another network.
     """
 
     def __init__(
-        self,
-        model: nn.Module,
-        groups: Groups,
-        order: Mapping[str, Sequence[int]],
-        draw: Draw,
-        goal: Goal,
-        total: int | None = None,
+        self, model: nn.Module, groups: Groups, order: Order, draw: Draw, goal: Goal, total: int | None = None
     ) -> None:
         if not groups.prunable:
             raise CdlibError(f"{groups!r}: there is nothing to remove. print(find_groups(...)) says why.")
@@ -125,34 +84,19 @@ class Draws:
         self._trace: list[tuple[str, int]] = []
 
     def plan(self) -> Plan:
-        """Draw until the goal is reached, as `cdlib.pruning.Meter` counts.
-
-        Raises
-        ------
-        CdlibError
-            If no widths reach it.
-        """
+        """Draw until the goal is reached, as `cdlib.pruning.Meter` counts; a CdlibError if no widths reach it."""
         before = dict(self._meter.totals)
-        while self._left() > self._most:
-            if not self._once():
-                raise self._out_of_reach(self._left())
+        if not self._reach():
+            raise self._out_of_reach(self._left())
         return Plan(self._meter.dropped(), tuple(self._trace), before, dict(self._meter.totals))
 
     def cut(self) -> nn.Module:
         """Return a copy of the network without what the fewest draws that reach the goal take off.
 
         Where a cut rewrites a module (attention), the new one keeps other activations than the meter counts, and only
-        the cut network tells how many.
-
-        Raises
-        ------
-        CdlibError
-            If no widths reach it; or as `cdlib.remove`.
+        the cut network tells how many. A CdlibError if no widths reach the goal; or as `cdlib.remove`.
         """
-        reached = True
-        while self._left() > self._most and reached:
-            reached = self._once()
-        draws = len(self._trace)
+        reached, draws = self._reach(), len(self._trace)
         if reached and self._left_in(small := self._cut(draws)) <= self._most:
             return small
         self.check()
@@ -168,6 +112,13 @@ class Draws:
             left = self._left_in(self._cut(len(self._trace)))
         if left > self._most:
             raise self._out_of_reach(left)
+
+    def _reach(self) -> bool:
+        """Draw until the goal is reached, as the meter counts; False if it is not."""
+        while self._left() > self._most:
+            if not self._once():
+                return False
+        return True
 
     def _once(self) -> bool:
         """Draw a group that may be drawn; False if there is none."""

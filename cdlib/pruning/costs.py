@@ -35,24 +35,27 @@ class _Tensor:
         shape = tuple(n - count if k == dim else n for k, n in enumerate(self.value.shape))
         self.value = replace(self.value, shape=shape)
 
+    def numel(self) -> int:
+        return self.value.numel
+
+    def share(self, size: int, numel: int) -> int:
+        """What is left of a size in bytes that it had when it had so many elements."""
+        return size * self.value.numel // numel
+
 
 @dataclass(eq=False)
 class _Item:
-    """Something that costs: a parameter, a product or an activation.
-
-    `reads` are the tensors whose shapes the cost is computed from, `owners` the dimensions along which its slices
-    belong to groups: group, tensor and dimension.
-    """
+    """Something that costs: a parameter, a product or an activation."""
 
     resource: str
     cost: Callable[[], int]
-    reads: list[_Tensor]
-    owners: list[tuple[str, _Tensor, int]]
+    reads: list[_Tensor]  # whose shapes the cost is computed from
+    owners: list[tuple[str, _Tensor, int]]  # group, tensor and dimension along which its slices belong to the group
     now: int = 0
 
 
 class Meter:
-    """The resources of a network while units are dropped.
+    """The resources of a network while units are dropped; a CdlibError if the groups are of another network.
 
     Parameters
     ----------
@@ -67,11 +70,6 @@ class Meter:
         ``params``, ``macs`` and ``activation_bytes`` of what is left.
     kept : dict from str to int
         By prunable group, how many units are left.
-
-    Raises
-    ------
-    CdlibError
-        If the groups are of another network.
     """
 
     def __init__(self, model: nn.Module, groups: Groups) -> None:
@@ -92,13 +90,7 @@ class Meter:
             self._count(item)
 
     def drop(self, name: str, units: Iterable[int]) -> None:
-        """Take units that are left out of a group, and count again what that changes.
-
-        Raises
-        ------
-        ValueError
-            If some of them are gone already.
-        """
+        """Take units out of a group, and count again what that changes; a ValueError if some are gone already."""
         chosen = np.asarray(list(units), dtype=np.int64)
         if not self._left[name][chosen].all() or len(set(chosen.tolist())) < len(chosen):
             raise ValueError(f"some of the units {chosen.tolist()} of group {name!r} are gone already")
@@ -180,7 +172,7 @@ class Meter:
                     first, size = atoms[name, dim]
                     self._touch(tensor, dim, np.arange(first, first + size))
             owners = [(group, tensor, dim) for group, dim in tensor.rows if (name, dim) in self.groups[group].own]
-            yield _Item("params", partial(_numel, tensor), [tensor], owners)
+            yield _Item("params", tensor.numel, [tensor], owners)
 
     def _products(self) -> Iterator[_Item]:
         for op in self._walk.graph.ops:
@@ -197,18 +189,9 @@ class Meter:
                     _, _, size = lasting.pop(value.storage)
                     tensor = self._tensor(value)
                     owners = [(name, tensor, dim) for name, dim in tensor.rows]
-                    yield _Item("activation_bytes", partial(_bytes, tensor, size, value.numel), [tensor], owners)
+                    yield _Item("activation_bytes", partial(tensor.share, size, value.numel), [tensor], owners)
 
     def _macs(self, op: Op) -> int:
         """The MACs of an operator on what is left."""
         left = map_tensors(lambda value: self._tensors[value.index].value, (op.args, op.outputs), Value)
         return macs_of(replace(op, args=left[0], outputs=left[1]))
-
-
-def _numel(tensor: _Tensor) -> int:
-    return tensor.value.numel
-
-
-def _bytes(tensor: _Tensor, size: int, numel: int) -> int:
-    """The bytes of a tensor that had a size in bytes when it had so many elements."""
-    return size * tensor.value.numel // numel

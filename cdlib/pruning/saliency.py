@@ -7,7 +7,7 @@ the layers that read it. Only units of one group are compared with each other.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 
 import torch
 from torch import Tensor, nn
@@ -57,11 +57,7 @@ def scores(model: nn.Module, group: Group, by: str = "l2", *, seed: int = 0) -> 
         group has no batch norm, or the network has no gradients.
     """
     check_choice("saliency", by, MEASURES)
-    found = MEASURES[by](model, group, seed)
-    if found.is_meta or not bool(found.isfinite().all()):
-        what = "no values: use another device than meta" if found.is_meta else "values that are not finite numbers"
-        raise CdlibError(f"the weights of group {group.name!r} have {what}.")
-    return found
+    return checked(MEASURES[by](model, group, seed), f"group {group.name!r}")
 
 
 def lowest(
@@ -107,16 +103,11 @@ def with_gradients(model: nn.Module, split: Split, *, batch_size: int = 250) -> 
     Parameters
     ----------
     model : nn.Module
-        Takes images [n, C, H, W], returns logits [n, classes]; it runs in evaluation mode.
+        Takes images [n, C, H, W], returns logits [n, classes]; the copy is in evaluation mode.
     split : Split
         Images and labels. A few hundred images will do.
     batch_size : int, default 250
         Images at a time.
-
-    Returns
-    -------
-    nn.Module
-        In evaluation mode.
 
     Raises
     ------
@@ -138,12 +129,25 @@ def generator(seed: int, name: str) -> torch.Generator:
     return torch.Generator().manual_seed(int(digest([f"{seed} {name}"])[:14], 16))
 
 
+def checked(found: Tensor, whose: str) -> Tensor:
+    """Return numbers made of the weights of something; a CdlibError if they are not finite, or have no values."""
+    if found.is_meta or not bool(found.isfinite().all()):
+        what = "no values: use another device than meta" if found.is_meta else "values that are not finite numbers"
+        raise CdlibError(f"the weights of {whose} have {what}.")
+    return found
+
+
+def wide(tensor: Tensor) -> Tensor:
+    """Return a tensor without its gradient, in float32 or wider."""
+    return tensor.detach().to(torch.promote_types(tensor.dtype, torch.float32))
+
+
 def _l1(model: nn.Module, group: Group, seed: int) -> Tensor:
-    return _summed(model, group, group.own, lambda w: _wide(w).abs())
+    return _summed(model, group, group.own, lambda w: wide(w).abs())
 
 
 def _l2(model: nn.Module, group: Group, seed: int) -> Tensor:
-    return _summed(model, group, group.own, lambda w: _wide(w).square()).sqrt()
+    return _summed(model, group, group.own, lambda w: wide(w).square()).sqrt()
 
 
 def _taylor(model: nn.Module, group: Group, seed: int) -> Tensor:
@@ -152,7 +156,7 @@ def _taylor(model: nn.Module, group: Group, seed: int) -> Tensor:
             raise CdlibError(
                 f"group {group.name!r} has weights without gradients: call loss.backward() first, or with_gradients()."
             )
-        return _wide(weight) * _wide(weight.grad)
+        return wide(weight) * wide(weight.grad)
 
     return _summed(model, group, group.own, change).abs()
 
@@ -166,7 +170,7 @@ def _bn(model: nn.Module, group: Group, seed: int) -> Tensor:
     chosen = [key for key in group.own if key[0] in scales]
     if not chosen:
         raise CdlibError(f"group {group.name!r} has no batch norm to score it by: leave it out, or use 'l2'.")
-    return _summed(model, group, chosen, lambda w: _wide(w).abs())
+    return _summed(model, group, chosen, lambda w: wide(w).abs())
 
 
 def _random(model: nn.Module, group: Group, seed: int) -> Tensor:
@@ -174,43 +178,22 @@ def _random(model: nn.Module, group: Group, seed: int) -> Tensor:
     return torch.rand(group.size, generator=generator(seed, group.name), device="cpu").to(device)
 
 
-def _wide(tensor: Tensor) -> Tensor:
-    return tensor.detach().to(torch.promote_types(tensor.dtype, torch.float32))
-
-
-MEASURES: dict[str, Callable[[nn.Module, Group, int], Tensor]] = {
-    "l1": _l1,
-    "l2": _l2,
-    "bn": _bn,
-    "taylor": _taylor,
-    "random": _random,
-}
+Measure = Callable[[nn.Module, Group, int], Tensor]
+MEASURES: dict[str, Measure] = {"l1": _l1, "l2": _l2, "bn": _bn, "taylor": _taylor, "random": _random}
 """The measures by name: functions of network, group and seed."""
 
 
 def _summed(
     model: nn.Module, group: Group, keys: Iterable[tuple[str, int]], function: Callable[[Tensor], Tensor]
 ) -> Tensor:
-    """Sum a function of the elements of some slices for each unit: float32 or float64 [size]."""
-    parts = [
-        torch.zeros(group.size, dtype=part.dtype, device=part.device).index_add_(0, units, part)
-        for units, part in _parts(model, group, keys, function)
-    ]
-    return torch.stack(parts).sum(0) if parts else torch.zeros(group.size)
-
-
-def _parts(
-    model: nn.Module, group: Group, keys: Iterable[tuple[str, int]], function: Callable[[Tensor], Tensor]
-) -> Iterator[tuple[Tensor, Tensor]]:
-    """For each tensor and dimension: the unit of every index that has one, and the sum over that index's slice.
+    """Sum a function of the elements of some slices for each unit: float32 or float64 [size].
 
     What is masked (by torch.nn.utils.prune) counts as zero, and the masks themselves do not count.
     """
     held = tensors_of(model)
     masks = {mask_name(name) for name in held}
-    for name, dim in keys:
-        if name in masks:
-            continue
+    sums = []
+    for name, dim in (key for key in keys if key[0] not in masks):
         of_unit, index = group.places[name, dim]
         tensor = held.get(name)
         if tensor is None or tensor.dim() <= dim or tensor.shape[dim] <= index.max():
@@ -219,4 +202,5 @@ def _parts(
         found = function(tensor) if mask is None else function(tensor) * mask
         per_index = found.movedim(dim, 0).reshape(tensor.shape[dim], -1).sum(1)
         units, at = (torch.from_numpy(array).to(tensor.device) for array in (of_unit, index))
-        yield units, per_index[at]
+        sums.append(per_index.new_zeros(group.size).index_add_(0, units, per_index[at]))
+    return torch.stack(sums).sum(0) if sums else torch.zeros(group.size)

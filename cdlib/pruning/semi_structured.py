@@ -16,6 +16,8 @@ from cdlib.surgery import copied
 def two_to_four(model: nn.Module, example_input: ExampleInput | None = None) -> nn.Module:
     """Return a copy with 2:4 masks: of every four weights in a row along the inputs, the two largest stay.
 
+    The masks are like those of `cdlib.pruning.unstructured`, and stay in training.
+
     Parameters
     ----------
     model : nn.Module
@@ -24,11 +26,6 @@ def two_to_four(model: nn.Module, example_input: ExampleInput | None = None) -> 
     example_input : tensor or tuple, optional
         What it is called with: only layers that are called then get masks. Without it, all but the output projections
         of PyTorch's attention are taken to be called.
-
-    Returns
-    -------
-    nn.Module
-        With masks like those of `cdlib.pruning.unstructured`, which stay in training.
 
     Raises
     ------

@@ -43,6 +43,8 @@ def unstructured(
 ) -> nn.Module:
     """Return a copy of a network in which a share of the weights is masked: they are zero, and stay so in training.
 
+    `permanent` takes the masks off, and leaves the zeros.
+
     Parameters
     ----------
     model : nn.Module
@@ -59,11 +61,6 @@ def unstructured(
         Names of layers, or of modules whose layers are meant; by default all.
     seed : int, default 0
         Of "random".
-
-    Returns
-    -------
-    nn.Module
-        With a mask in each of the layers. `permanent` takes the masks off, and leaves the zeros.
 
     Raises
     ------
@@ -91,20 +88,8 @@ def unstructured(
 def permanent(model: nn.Module) -> nn.Module:
     """Return a copy of a network without masks: what was masked is zero, and trains like other weights.
 
-    Parameters
-    ----------
-    model : nn.Module
-        A network with masks, of weights, biases or anything; one without is just copied.
-
-    Returns
-    -------
-    nn.Module
-        With tensors of the same names, in the same order, as before `unstructured`.
-
-    Raises
-    ------
-    CdlibError
-        If it is no network, a compiled one, or cannot be copied.
+    The tensors have the same names, in the same order, as before `unstructured`. Masks may be of weights, biases or
+    anything; a network without masks is just copied. A CdlibError if it is none, compiled, or cannot be copied.
     """
     plain = copied(check_network(model))
     take_off(plain)

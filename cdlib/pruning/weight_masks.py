@@ -9,12 +9,12 @@ from collections import Counter
 from collections.abc import Container, Mapping
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 from torch.nn.utils import prune
 
 from cdlib.errors import CdlibError
+from cdlib.pruning.saliency import checked, wide
 
 KINDS: dict[str, Any] = {"conv": nn.modules.conv._ConvNd, "linear": nn.Linear}
 
@@ -81,14 +81,11 @@ def refresh(model: nn.Module) -> None:
 def take_off(model: nn.Module) -> None:
     """Multiply the masks of a network in, in place, and remove them."""
     for module in model.modules():
-        names = masks_of(module)
-        for key in [k for k, h in module._forward_pre_hooks.items() if isinstance(h, prune.BasePruningMethod)]:
+        hooks = {k: h for k, h in module._forward_pre_hooks.items() if isinstance(h, prune.BasePruningMethod)}
+        for key, hook in hooks.items():
+            hook.remove(module)
             del module._forward_pre_hooks[key]
-        for name in names:
-            method = prune.Identity()
-            method._tensor_name = name
-            method.remove(module)
-        if names and "bias" in module._parameters:  # what had a mask came to the end
+        if hooks and "bias" in module._parameters:  # what had a mask came to the end
             module._parameters["bias"] = module._parameters.pop("bias")
 
 
@@ -97,9 +94,4 @@ def magnitudes(name: str, layer: Any) -> Tensor:
 
     A CdlibError if some are not finite, or have no values.
     """
-    weight = layer.weight_orig.detach()
-    if weight.is_meta or not bool(weight.isfinite().all()):
-        what = "no values: use another device than meta" if weight.is_meta else "values that are not finite numbers"
-        raise CdlibError(f"the weights of {name or type(layer).__name__} have {what}.")
-    found = weight.abs()
-    return found.to(torch.promote_types(found.dtype, torch.float32))
+    return checked(wide(layer.weight_orig), name or type(layer).__name__).abs()

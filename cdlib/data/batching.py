@@ -7,7 +7,7 @@ processes changes only who computes which rows. What the images are is `cdlib.da
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import torch
@@ -33,7 +33,7 @@ def batches(
 
     Augmentation moves each image by up to an eighth of its shorter side, at most 4 pixels, in both directions (4 pixels
     at 32x32, 1 pixel at 8x8), filling in by reflection, and mirrors half of the images if `split.flips`. It is the
-    usual "pad, crop at random, flip" of CIFAR training.
+    usual "pad, crop at random, flip" of CIFAR training. A CdlibError for sizes, seeds and ranks that make no sense.
 
     Parameters
     ----------
@@ -61,11 +61,6 @@ def batches(
         Normalised images.
     y : Tensor, int64 [n]
         Labels.
-
-    Raises
-    ------
-    CdlibError
-        For sizes, seeds and ranks that cannot be used as given.
     """
     check_whole("batch_size", batch_size, 1)
     check_whole("epoch", epoch, 0)
@@ -86,39 +81,36 @@ def _generate(
     device, n = split.images.device, len(split)
     keys = np.zeros(n, np.uint64) if seed is None else draws("order", n, seed, epoch)
     order = torch.from_numpy(np.argsort(keys, kind="stable")).to(device)
-    moves = _Moves(split, draws("moves", n, seed, epoch)) if augment and seed is not None else None
+    moved = _mover(split, draws("moves", n, seed, epoch)) if augment and seed is not None else None
     scale, shift = split.affine()
     for start in range(0, n - size + 1 if drop_last else n, size):
         index = order[start : start + size].tensor_split(world)[rank]
         if len(index):
             images = split.images[index]
-            if moves is not None:
-                images = moves.apply(images, index)
+            if moved is not None:
+                images = moved(images, index)
             yield images.float().mul_(scale).add_(shift), split.labels[index]
 
 
-class _Moves:
-    """Each image's shift and flip for one epoch, applied to a batch as one gather."""
+def _mover(split: Split, words: np.ndarray) -> Callable[[Tensor, Tensor], Tensor]:
+    """Return what shifts and flips the images [n, C, H, W] of some rows of a split, as a word for each row says."""
+    device, (height, width) = split.images.device, split.images.shape[-2:]
+    reach = min(4, min(height, width) // 8)
+    places = 2 * reach + 1
+    rows, cols = _shifted(height, reach).to(device), _shifted(width, reach)
+    cols = torch.cat([cols, cols.flip(1)]).to(device)  # the second half mirrors the image
+    down = (words & np.uint64(0xFFFFFFFF)) % np.uint64(places)
+    right = (words >> np.uint64(32) & np.uint64(0x7FFFFFFF)) % np.uint64(places)
+    mirror = words >> np.uint64(63) if split.flips else np.zeros_like(words)
+    across = right + mirror * np.uint64(places)
+    row, col = (torch.from_numpy(which.astype(np.int64)).to(device) for which in (down, across))
 
-    def __init__(self, split: Split, words: np.ndarray) -> None:
-        device, (height, width) = split.images.device, split.images.shape[-2:]
-        reach = min(4, min(height, width) // 8)
-        places = 2 * reach + 1
-        self.rows = _shifted(height, reach).to(device)
-        cols = _shifted(width, reach)
-        self.cols = torch.cat([cols, cols.flip(1)]).to(device)  # the second half mirrors the image
-        down = (words & np.uint64(0xFFFFFFFF)) % np.uint64(places)
-        right = (words >> np.uint64(32) & np.uint64(0x7FFFFFFF)) % np.uint64(places)
-        mirror = words >> np.uint64(63) if split.flips else np.zeros_like(words)
-        self.down = torch.from_numpy(down.astype(np.int64)).to(device)
-        self.across = torch.from_numpy((right + mirror * np.uint64(places)).astype(np.int64)).to(device)
+    def moved(images: Tensor, index: Tensor) -> Tensor:
+        source = rows[row[index]].unsqueeze(2) * width + cols[col[index]].unsqueeze(1)
+        source = source.view(len(index), 1, height * width).expand(-1, images.shape[1], -1)
+        return images.flatten(2).gather(2, source).view_as(images)
 
-    def apply(self, images: Tensor, index: Tensor) -> Tensor:
-        """Return the images [n, C, H, W] of the rows `index` of the split, moved."""
-        n, channels, height, width = images.shape
-        rows, cols = self.rows[self.down[index]], self.cols[self.across[index]]
-        source = (rows.unsqueeze(2) * width + cols.unsqueeze(1)).view(n, 1, height * width)
-        return images.flatten(2).gather(2, source.expand(-1, channels, -1)).view_as(images)
+    return moved
 
 
 def _shifted(side: int, reach: int) -> Tensor:

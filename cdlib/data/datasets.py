@@ -37,10 +37,6 @@ def load(name: str = "digits", *, split_seed: int = 0, validation: float = 0.1) 
         Share of each class of the training images that becomes the validation split, rounded to a whole number of
         images, at least one and not all; 0 for none. A larger share contains a smaller one.
 
-    Returns
-    -------
-    Dataset
-
     Raises
     ------
     CdlibError
@@ -67,6 +63,8 @@ def from_arrays(
 ) -> Dataset:
     """Make a data set of arrays: cut off the validation split, compute the training split's statistics.
 
+    A CdlibError if arrays have the wrong type or shape, or labels have no class.
+
     Parameters
     ----------
     name : str
@@ -79,24 +77,15 @@ def from_arrays(
         Whether a mirrored image is as good an image.
     split_seed, validation
         As for `load`.
-
-    Raises
-    ------
-    CdlibError
-        If arrays have the wrong type or shape, or labels have no class.
     """
     check_share("validation", validation)
     train, test = Arrays(*train), Arrays(*test)
     for part, arrays in (("train", train), ("test", test)):
         _check_arrays(f"{name}/{part}", arrays, len(classes), train.images.shape[1:])
     held = chosen(train.labels, validation, split_seed, "validation")
-    kept = train.images[~held]
-    mean, std = _statistics(kept)
-    parts = {
-        "train": Arrays(kept, train.labels[~held]),
-        "validation": Arrays(train.images[held], train.labels[held]),
-        "test": test,
-    }
+    kept, cut_off = (Arrays(train.images[rows], train.labels[rows]) for rows in (~held, held))
+    mean, std = _statistics(kept.images)
+    parts = {"train": kept, "validation": cut_off, "test": test}
     splits = {part: _split(f"{name}/{part}", arrays, mean, std, flips) for part, arrays in parts.items()}
     return Dataset(name=name, classes=tuple(classes), **splits)
 
@@ -108,18 +97,10 @@ def fetch(name: str) -> Path:
 
 
 def check(name: str) -> dict[str, Any]:
-    """Read a whole data set without touching the network and say what it holds.
+    """Read a whole data set without touching the network and say what it holds; a CdlibError if it cannot be read.
 
-    Returns
-    -------
-    dict
-        name, where, classes (their number), train, validation, test (images in each with `load`'s defaults), shape,
-        fingerprint.
-
-    Raises
-    ------
-    CdlibError
-        If it is missing or damaged.
+    That is name, where, classes (their number), train, validation, test (images in each with `load`'s defaults),
+    shape and fingerprint.
     """
     dataset = from_arrays(name, *read(name, 0, download=False))
     sizes = {part: len(getattr(dataset, part)) for part in ("train", "validation", "test")}

@@ -44,10 +44,7 @@ def is_image_folder(root: Path) -> bool:
 
 
 def class_names(root: Path) -> tuple[str, ...]:
-    """Return the classes of an image folder, sorted: the names of the folders in `train/`, which `test/` must share.
-
-    A CdlibError if `train/` or `test/` is missing, holds no folders, or if their classes differ.
-    """
+    """Return the classes of an image folder, sorted; a CdlibError if train/ and test/ do not hold the same, or none."""
     if not is_image_folder(root):
         raise CdlibError(f"{root} is not an image folder: it needs train/ and test/, each with a folder per class.")
     train, test = ({d.name for d in (root / part).iterdir() if d.is_dir()} for part in ("train", "test"))
@@ -71,8 +68,7 @@ def read_folder(root: Path) -> tuple[tuple[str, ...], Arrays, Arrays]:
     classes = class_names(root)
     listings = [_listing(root / part, classes) for part in ("train", "test")]
     cache = cache_folder() / "folders" / f"{_key(root, listings)}.npz"
-    found = _from_cache(cache)
-    if found is None:
+    if (found := _from_cache(cache)) is None:
         found = _decode(listings)
         _to_cache(cache, *found)
     return classes, *found
@@ -82,9 +78,8 @@ def _listing(folder: Path, classes: tuple[str, ...]) -> list[tuple[Path, int]]:
     """Return (file, label) of every image, sorted by class and name."""
     listing: list[tuple[Path, int]] = []
     for label, name in enumerate(classes):
-        files = sorted(
-            f for f in (folder / name).iterdir() if f.suffix.lower() in SUFFIXES and not f.name.startswith(".")
-        )
+        images = (file for file in (folder / name).iterdir() if file.suffix.lower() in SUFFIXES)
+        files = sorted(file for file in images if not file.name.startswith("."))
         if not files:
             raise CdlibError(f"{folder / name} holds no images; put some there or remove the class.")
         listing += zip(files, repeat(label))
@@ -128,60 +123,43 @@ def _decode(listings: list[list[tuple[Path, int]]]) -> tuple[Arrays, Arrays]:
     """Decode every file, in threads (Pillow lets go of the interpreter while it decodes)."""
     from tqdm import tqdm
 
-    size = _size(listings[0][0][0])
     files = [path for listing in listings for path, _ in listing]
-    images = np.empty((len(files), 3, *size), np.uint8)
+    height, width, _ = _image(files[0])[0].shape
+    images = np.empty((len(files), 3, height, width), np.uint8)
 
     def decode(i: int) -> bool:
-        images[i], grey = _image(files[i], size, files[0])
-        return grey
+        """Put an image in its place, and return whether it is grey."""
+        pixels, mode = _image(files[i])
+        h, w, _ = pixels.shape
+        if (h, w) != (height, width):
+            sizes = f"{files[i]} is {w}x{h} and {files[0]} is {width}x{height}"
+            raise CdlibError(f"all images must have one size, but {sizes}; resize them first.")
+        if mode not in _GREY | _COLOUR:
+            why = f"has pixels of mode {mode!r}, which do not fit 8 bits"
+            raise CdlibError(f"{files[i]} {why}; convert it to grey or RGB.")
+        images[i] = pixels.transpose(2, 0, 1)
+        return mode in _GREY
 
+    bar = {"total": len(files), "unit": "img", "delay": 1, "mininterval": 0.5, "leave": False}
     pool = ThreadPoolExecutor(min(8, os.cpu_count() or 1))
     try:
-        results = pool.map(decode, range(len(files)))
-        grey = all(
-            list(tqdm(results, "decoding images", total=len(files), unit="img", delay=1, mininterval=0.5, leave=False))
-        )
+        grey = list(tqdm(pool.map(decode, range(len(files))), "decoding images", **bar))
     finally:
         pool.shutdown(cancel_futures=True)
-    if grey:
+    if all(grey):
         images = images[:, :1].copy()
     labels = np.array([label for listing in listings for _, label in listing], np.int64)
     n = len(listings[0])
     return Arrays(images[:n], labels[:n]), Arrays(images[n:], labels[n:])
 
 
-def _size(path: Path) -> tuple[int, int]:
-    """Return (height, width) of an image file."""
+def _image(path: Path) -> tuple[np.ndarray, str]:
+    """Return one image as uint8 [H, W, 3], and its mode."""
     from PIL import Image
 
     try:
         with Image.open(path) as image:
-            return image.height, image.width
-    except Exception as error:
-        raise _unreadable(path, error) from error
-
-
-def _image(path: Path, size: tuple[int, int], first: Path) -> tuple[np.ndarray, bool]:
-    """Return one image as uint8 [3, H, W], and whether it is grey."""
-    from PIL import Image
-
-    try:
-        with Image.open(path) as image:
-            mode = image.mode
-            pixels = np.asarray(image.convert("RGB"))
+            mode = image.mode  # before it is decoded
+            return np.asarray(image.convert("RGB")), mode
     except Exception as error:  # Pillow raises OSError, SyntaxError, ValueError, struct.error ... on damaged files
-        raise _unreadable(path, error) from error
-    if pixels.shape[:2] != size:
-        height, width = pixels.shape[:2]
-        raise CdlibError(
-            f"all images must have one size, but {path} is {width}x{height} and {first} is {size[1]}x{size[0]}; "
-            "resize them first."
-        )
-    if mode not in _GREY | _COLOUR:
-        raise CdlibError(f"{path} has pixels of mode {mode!r}, which do not fit 8 bits; convert it to grey or RGB.")
-    return pixels.transpose(2, 0, 1), mode in _GREY
-
-
-def _unreadable(path: Path, error: Exception) -> CdlibError:
-    return CdlibError(f"{path} is not a readable image ({error}); replace or remove it.")
+        raise CdlibError(f"{path} is not a readable image ({error}); replace or remove it.") from error

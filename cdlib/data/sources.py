@@ -59,21 +59,14 @@ def where(name: str) -> Path:
 
         return Path(sklearn.datasets.__file__).parent / "data" / "digits.csv.gz"
     if name in NAMES:
-        return _data_folder()
+        given = os.environ.get("CDLIB_DATA")
+        folder = Path(given).expanduser() if given else cache_folder() / "data"
+        if given and not folder.is_dir():
+            raise CdlibError(f"CDLIB_DATA={given} is not a folder; create it, correct it, or unset it.")
+        return folder
     if isinstance(name, str) and name.startswith("folder:"):
         return Path(name.removeprefix("folder:")).expanduser()
     raise unknown("data set", name, [*NAMES, "folder:PATH"])
-
-
-def _data_folder() -> Path:
-    """Return `$CDLIB_DATA`, which must exist, or the default, which need not."""
-    given = os.environ.get("CDLIB_DATA")
-    if not given:
-        return cache_folder() / "data"
-    folder = Path(given).expanduser()
-    if not folder.is_dir():
-        raise CdlibError(f"CDLIB_DATA={given} is not a folder; create it, correct it, or unset it.")
-    return folder
 
 
 def _digits(split_seed: int) -> Source:

@@ -13,31 +13,15 @@ from cdlib.text import digest
 
 @dataclass(frozen=True, eq=False)
 class Split:
-    """One part of a data set.
+    """One part of a data set; batches of it are normalised with mean and deviation of the *training* split's pixels."""
 
-    Attributes
-    ----------
-    name : str
-        For example "digits/test".
-    images : Tensor, uint8 [N, C, H, W]
-    labels : Tensor, int64 [N]
-    mean : tuple of float
-        Per channel, of the pixels of the *training* split, in units of 0..1: what batches are normalised with.
-    std : tuple of float
-        Their standard deviation, likewise.
-    flips : bool
-        Whether a mirrored image is as good an image: true of natural images, not of digits.
-    fingerprint : str
-        First 16 hex digits of the SHA-256 of images and labels.
-    """
-
-    name: str
-    images: Tensor
-    labels: Tensor
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-    flips: bool
-    fingerprint: str
+    name: str  #: For example "digits/test".
+    images: Tensor  #: uint8 [N, C, H, W].
+    labels: Tensor  #: int64 [N].
+    mean: tuple[float, ...]  #: Per channel, in units of 0..1.
+    std: tuple[float, ...]  #: The standard deviation, likewise.
+    flips: bool  #: Whether a mirrored image is as good an image: true of natural images, not of digits.
+    fingerprint: str  #: First 16 hex digits of the SHA-256 of images and labels.
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -62,25 +46,13 @@ class Split:
 
 @dataclass(frozen=True, eq=False)
 class Dataset:
-    """A data set: its classes, in the order of the labels, and its three splits.
-
-    Attributes
-    ----------
-    name : str
-    classes : tuple of str
-    train : Split
-        What networks learn from.
-    validation : Split
-        What choices are made on; empty if it was loaded with `validation=0`.
-    test : Split
-        What results are measured on. The three are disjoint.
-    """
+    """A data set: its classes, in the order of the labels, and its three splits, which are disjoint."""
 
     name: str
     classes: tuple[str, ...]
-    train: Split
-    validation: Split
-    test: Split
+    train: Split  #: What networks learn from.
+    validation: Split  #: What choices are made on; empty if it was loaded with `validation=0`.
+    test: Split  #: What results are measured on.
 
     @property
     def shape(self) -> tuple[int, int, int]:

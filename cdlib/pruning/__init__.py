@@ -10,7 +10,7 @@ from cdlib.pruning.saliency import MEASURES, lowest, scores, with_gradients
 from cdlib.pruning.semi_structured import two_to_four
 from cdlib.pruning.targets import Plan
 from cdlib.pruning.unstructured_pruning import Gradual, permanent, unstructured
-from cdlib.pruning.weight_masks import masks_of, put_on_like, refresh
+from cdlib.pruning.weight_masks import put_on_like, refresh
 
 __all__ = [
     "DHSPG",
@@ -26,7 +26,6 @@ __all__ = [
     "dhspg",
     "hesso",
     "lowest",
-    "masks_of",
     "permanent",
     "plan",
     "put_on_like",

@@ -55,14 +55,9 @@ class _Item:
 
 
 class Meter:
-    """The resources of a network while units are dropped; a CdlibError if the groups are of another network.
+    """The resources of a network, which is not changed, while units of its groups are dropped.
 
-    Parameters
-    ----------
-    model : nn.Module
-        The network; it is not changed.
-    groups : Groups
-        What `cdlib.find_groups` returned for it.
+    `groups` is what `cdlib.find_groups` returned for it; a CdlibError if they are of another network.
 
     Attributes
     ----------

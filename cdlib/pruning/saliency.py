@@ -63,7 +63,10 @@ def scores(model: nn.Module, group: Group, by: str = "l2", *, seed: int = 0) -> 
 def lowest(
     model: nn.Module, groups: Iterable[Group], ratio: float, *, by: str = "l2", seed: int = 0
 ) -> dict[str, list[int]]:
-    """Choose the units with the lowest scores of each group: the same share of every group.
+    """Return the units with the lowest scores, the same share of every group: for `cdlib.remove`.
+
+    They are by group, from the lowest score upwards, the first one first where scores are equal. Groups of which
+    nothing is chosen are left out. A CdlibError if the ratio is out of range, or as `scores`.
 
     Parameters
     ----------
@@ -75,17 +78,6 @@ def lowest(
         The share to choose, from 0 to below 1: of each group floor(ratio * size) units, never all.
     by, seed
         As for `scores`.
-
-    Returns
-    -------
-    dict from str to list of int
-        For `cdlib.remove`: by group, the units from the lowest score upwards, the first one first where scores are
-        equal. Groups of which nothing is chosen are left out.
-
-    Raises
-    ------
-    CdlibError
-        If the ratio is out of range, or as `scores`.
     """
     check_share("ratio", ratio)
     drop: dict[str, list[int]] = {}
@@ -100,6 +92,8 @@ def lowest(
 def with_gradients(model: nn.Module, split: Split, *, batch_size: int = 250) -> nn.Module:
     """Return a copy of a network that holds the gradients of its mean loss over a split, for "taylor".
 
+    A CdlibError if the split is empty or does not fit the network.
+
     Parameters
     ----------
     model : nn.Module
@@ -108,11 +102,6 @@ def with_gradients(model: nn.Module, split: Split, *, batch_size: int = 250) -> 
         Images and labels. A few hundred images will do.
     batch_size : int, default 250
         Images at a time.
-
-    Raises
-    ------
-    CdlibError
-        If the split is empty or does not fit the network.
     """
     if not len(split):
         raise CdlibError(f"{split.name} is empty, so there are no gradients on it.")

@@ -6,7 +6,7 @@ What the description says, and what is made of it, is the business of `cdlib.ser
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -34,42 +34,20 @@ _KINDS = {
 
 
 def check_place(file: Path) -> None:
-    """Raise unless a file of that name can be in its folder.
-
-    Raises
-    ------
-    CdlibError
-        If it is a folder, or its folder does not exist.
-    """
+    """Raise a CdlibError if a file is a folder, or its folder does not exist."""
     if file.is_dir() or not file.parent.is_dir():
         what = f"{file} is a folder" if file.is_dir() else f"there is no folder {file.parent}"
         raise CdlibError(f"{what}: give the path of a file in a folder that exists.")
 
 
 def write(file: Path, description: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
-    """Write a file, all or nothing.
+    """Write a description, with the version, and tensors to a file, all or nothing; one that is there is replaced.
 
-    Parameters
-    ----------
-    file : Path
-        A file that is there is replaced.
-    description : dict
-        Values that JSON has. Version and digest are added.
-    tensors : dict from str to Tensor
-        On the CPU, contiguous.
-
-    Raises
-    ------
-    CdlibError
-        If it cannot be written.
+    A CdlibError if it cannot be written.
     """
-    from safetensors.torch import save
-
     check_place(file)
-    said = {"version": VERSION, **description}
-    said["digest"] = digest_of(said, tensors)
+    content = content_of({"version": VERSION, **description}, tensors)
     try:
-        content = save(dict(tensors), {"cdlib": json.dumps(said)})
         with atomic(file) as opened:
             opened.write(content)
     except OSError as error:
@@ -97,6 +75,14 @@ def read(file: Path, *, tensors: bool = True) -> tuple[dict[str, Any], dict[str,
     return description, found
 
 
+def content_of(description: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> bytes:
+    """The bytes of a file: values that JSON has, to which the digest is added, and contiguous tensors on the CPU."""
+    from safetensors.torch import save
+
+    said = {**description, "digest": digest_of(description, tensors)}
+    return save(dict(tensors), {"cdlib": json.dumps(said)})
+
+
 def digest_of(description: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> str:
     """The SHA-256 of names, types, shapes and bytes of all tensors and of all that is said about them."""
     said = {key: value for key, value in description.items() if key != "digest"}
@@ -105,19 +91,6 @@ def digest_of(description: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> 
         tensor = tensors[name]
         parts += [json.dumps([name, str(tensor.dtype), list(tensor.shape)]), bytes_of(tensor)]
     return digest(parts)
-
-
-def check_types(tensors: Iterable[Tensor]) -> None:
-    """Raise a CdlibError if the safetensors format does not keep the type of a tensor, such as complex128."""
-    from safetensors import SafetensorError
-    from safetensors.torch import load, save
-
-    for kind in {tensor.dtype for tensor in tensors}:
-        try:
-            load(save({"": torch.empty(0, dtype=kind, device="cpu")}))
-        except (KeyError, SafetensorError) as error:
-            name = str(kind).removeprefix("torch.")
-            raise CdlibError(f"safetensors files hold no tensors of {name}: convert them to another type.") from error
 
 
 def _description(file: Path, metadata: Mapping[str, str]) -> dict[str, Any]:

@@ -9,17 +9,18 @@ from __future__ import annotations
 
 import gzip
 import json
+import warnings
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor, nn
 
 from cdlib.errors import CdlibError, check_choice
 from cdlib.pruning import permanent
-from cdlib.serialization import sparse_formats
-from cdlib.serialization.archive import check_types, digest_of
+from cdlib.serialization.archive import content_of, digest_of
 from cdlib.serialization.state import check, packed
 from cdlib.text import one_line
 from cdlib.torch_state import tied
@@ -29,10 +30,13 @@ _PACKED: dict[str, Callable[[bytes], bytes]] = {
     "zstd": lambda plain: _zstd().ZstdCompressor(9).compress(plain),
 }
 FORMS = ("dense", *_PACKED, "csr", "bitmask")
+_PARTS = (".values", ".columns", ".rows", ".bits")  # what the names of the parts of a tensor end with
 
 
 def encode(model: nn.Module, form: str = "dense") -> bytes:
     """Return the bytes that store the state of a network.
+
+    A tensor with several names is stored once. Negative zeros, which masks leave behind, become positive ones.
 
     Parameters
     ----------
@@ -43,11 +47,6 @@ def encode(model: nn.Module, form: str = "dense") -> bytes:
         long. "csr": each floating tensor of two or more dimensions, as a matrix [out, all else], in compressed sparse
         rows: its non-zero values, their columns and where each row begins (int32). "bitmask": each floating tensor as
         a bit a number and the non-zero values. In the last two, a tensor that would not be smaller stays dense.
-
-    Returns
-    -------
-    bytes
-        A tensor with several names is stored once. Negative zeros, which masks leave behind, become positive ones.
 
     Raises
     ------
@@ -62,10 +61,7 @@ def encode(model: nn.Module, form: str = "dense") -> bytes:
 def decode(content: bytes | bytearray | memoryview) -> dict[str, Tensor]:
     """Return the state dict that `encode` stored, whatever its form, from bytes or anything that holds bytes.
 
-    Raises
-    ------
-    CdlibError
-        If it holds no bytes, or they were cut short, altered, or not made by `encode`.
+    A CdlibError if it holds no bytes, or they were cut short, altered, or not made by `encode`.
     """
     from safetensors.torch import load
 
@@ -82,19 +78,16 @@ def decode(content: bytes | bytearray | memoryview) -> dict[str, Tensor]:
         raise CdlibError(f"cannot read {len(content)} bytes ({one_line(error)}): give what encode made.") from error
     if not intact:
         raise CdlibError("the bytes were altered after encode made them (another digest): get them again.")
-    parts = {name + part for name in how["shapes"] for part in sparse_formats.PARTS}
+    parts = {name + part for name in how["shapes"] for part in _PARTS}
     state = {name: tensor for name, tensor in stored.items() if name not in parts}
-    state |= {name: sparse_formats.whole(name, shape, stored) for name, shape in how["shapes"].items()}
+    state |= {name: _whole(name, shape, stored) for name, shape in how["shapes"].items()}
     return state | {name: state[other] for name, other in how["shared"].items()}
 
 
 def sizes(model: nn.Module) -> pd.DataFrame:
     """Return the bytes of a network in each form: index `form`, columns `bytes` and `relative` (to "dense").
 
-    Raises
-    ------
-    CdlibError
-        As `encode`.
+    Errors are those of `encode`.
     """
     files = {form: _file(model, form) for form in FORMS if form not in _PACKED}
     packed = {form: pack(files["dense"]) for form, pack in _PACKED.items()}
@@ -104,22 +97,18 @@ def sizes(model: nn.Module) -> pd.DataFrame:
 
 def _file(model: nn.Module, form: str) -> bytes:
     """A safetensors file of the state of a network, its tensors in one form."""
-    from safetensors.torch import save
-
     check(model)
     model = permanent(model)
-    state = model.state_dict()
-    check_types(state.values())
+    state = packed(model.state_dict())
     ties = {name: other for name, other in tied(model).items() if {name, other} <= state.keys()}
     shapes, stored = dict[str, list[int]](), dict[str, Tensor]()
     for name in (name for name in state if name not in ties):
-        tensor = packed(state[name])
+        tensor = state[name]
         tensor = torch.where(tensor == 0, torch.zeros_like(tensor), tensor)
-        if parts := sparse_formats.parts_of(tensor, form):
+        if parts := _parts_of(tensor, form):
             shapes[name] = list(tensor.shape)
         stored |= {name + part: values for part, values in (parts or {"": tensor}).items()}
-    how = {"shapes": shapes, "shared": ties}
-    return save(stored, {"cdlib": json.dumps(how | {"digest": digest_of(how, stored)})})
+    return content_of({"shapes": shapes, "shared": ties}, stored)
 
 
 def _unpacked(content: bytes) -> bytes:
@@ -135,3 +124,35 @@ def _zstd() -> Any:
     except ImportError:
         raise CdlibError("zstd needs the package zstandard: pip install zstandard, or use 'gzip'.") from None
     return zstandard
+
+
+def csr_parts(matrix: Tensor) -> dict[str, Tensor]:
+    """The parts of a matrix as compressed sparse rows: non-zero values, their columns, where each row begins."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # PyTorch calls its sparse tensors a beta, once
+        rows = matrix.to_sparse_csr()
+    return {".values": rows.values(), ".columns": rows.col_indices().int(), ".rows": rows.crow_indices().int()}
+
+
+def _parts_of(tensor: Tensor, form: str) -> dict[str, Tensor] | None:
+    """The parts of a tensor in a sparse form; None if it stays dense."""
+    parts = None
+    if form == "csr" and tensor.is_floating_point() and tensor.dim() > 1 and tensor.numel():
+        parts = csr_parts(tensor.flatten(1))
+    elif form == "bitmask" and tensor.is_floating_point():
+        bits = np.packbits(tensor.flatten().ne(0).numpy())
+        parts = {".values": tensor[tensor != 0], ".bits": torch.from_numpy(bits)}
+    return parts if parts and sum(part.nbytes for part in parts.values()) < tensor.nbytes else None
+
+
+def _whole(name: str, shape: list[int], stored: dict[str, Tensor]) -> Tensor:
+    """A tensor from its parts."""
+    values = stored[f"{name}.values"]
+    full = values.new_zeros(shape)
+    if f"{name}.bits" in stored:
+        at = np.unpackbits(stored[f"{name}.bits"].numpy(), count=full.numel()).astype(bool)
+        full.view(-1)[torch.from_numpy(at)] = values
+    else:  # by hand, since Tensor.to_dense has no float8
+        columns, rows = stored[f"{name}.columns"].long(), stored[f"{name}.rows"].long()
+        full.flatten(1)[torch.arange(len(rows) - 1).repeat_interleave(rows.diff()), columns] = values
+    return full

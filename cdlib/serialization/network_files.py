@@ -23,15 +23,8 @@ from cdlib.surgery import HISTORY, from_json, is_complete, replay, to_json
 from cdlib.text import one_line
 from cdlib.torch_state import tensors_of, tied
 
-_SOURCES = {
-    "pretrained",
-    "pretrained_cfg",
-    "pretrained_cfg_overlay",
-    "checkpoint_path",
-    "cache_dir",
-    "weights",
-    "weights_backbone",
-}
+_SOURCES = {"weights", "weights_backbone"}  # of torchvision
+_SOURCES |= {"pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "checkpoint_path", "cache_dir"}  # of timm
 """Options that say where weights come from: not kept, since the file has the weights, and not followed."""
 
 
@@ -62,11 +55,7 @@ def save(model: nn.Module, path: str | Path) -> None:
     >>> cdlib.save(cdlib.models.build("vgg_mini"), "vgg.cdlib")  # doctest: +SKIP
     """
     state.check(model)
-    archive.check_types(tensors_of(model).values())
-    file = Path(path).expanduser()
-    archive.check_place(file)
-    tensors = {name: state.packed(tensor) for name, tensor in tensors_of(model).items()}
-    archive.write(file, _describe(model), tensors)
+    archive.write(Path(path).expanduser(), _describe(model), state.packed(tensors_of(model)))
 
 
 def load(path: str | Path, model: nn.Module | None = None) -> nn.Module:
@@ -84,10 +73,6 @@ def load(path: str | Path, model: nn.Module | None = None) -> nn.Module:
         A network of the same class and options as the saved one had *before* anything was removed; its weights and
         masks do not matter and it is not changed. Needed for what `cdlib.models.build` does not know by name.
 
-    Returns
-    -------
-    nn.Module
-
     Raises
     ------
     CdlibError
@@ -102,10 +87,8 @@ def load(path: str | Path, model: nn.Module | None = None) -> nn.Module:
             network = replay(network, entry)
         put_on_like(network, {*tensors, *description["shared"]})
         state.check_fit(network, tensors, description["shared"], description["temporary"])
-    except CdlibError as error:
-        raise CdlibError(_misfit(file, description["class"], str(error).rstrip("."), model)) from error
     except (KeyError, TypeError, ValueError, AttributeError, IndexError, RuntimeError) as error:
-        raise CdlibError(_misfit(file, description["class"], one_line(error), model)) from error
+        raise CdlibError(_misfit(file, description["class"], error, model)) from error
     state.fill(network, tensors, set(description["channels_last"]))
     refresh(network)
     unlike = set(description["unlike"])
@@ -117,10 +100,7 @@ def load(path: str | Path, model: nn.Module | None = None) -> nn.Module:
 def example_input(path: str | Path) -> ExampleInput | None:
     """Return the input, as zeros, that the last removal from a saved network ran on; None if nothing was removed.
 
-    Raises
-    ------
-    CdlibError
-        If the file is missing, damaged, of another version or not written by `save`, or the input cannot be made again.
+    Errors are those of `load`, and one if the input cannot be made again.
     """
     removed = archive.read(Path(path).expanduser(), tensors=False)[0]["removed"]
     return from_json(removed[-1]["input"]) if removed else None
@@ -154,7 +134,8 @@ def _recipe(model: nn.Module) -> dict[str, Any] | None:
     return {"name": name, "classes": recipe["classes"], "options": options} if is_complete(options) else None
 
 
-def _misfit(file: Path, kind: str, why: str, model: nn.Module | None) -> str:
+def _misfit(file: Path, kind: str, error: Exception, model: nn.Module | None) -> str:
+    why = str(error).rstrip(".") if isinstance(error, CdlibError) else one_line(error)
     do = "pass the network as it was before anything was removed"
     if model is None:
         do = f"if the network was changed after it was built, {do}: load(path, model=...)"

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from cdlib.errors import CdlibError, check_choice
 from cdlib.pruning import permanent
-from cdlib.serialization.sparse_formats import csr_parts
+from cdlib.serialization.encoding import csr_parts
 from cdlib.text import one_line
 
 

@@ -19,11 +19,8 @@ from cdlib.torch_state import check_network, check_numbers, check_shapes, sharin
 def check(model: Any) -> None:
     """Raise if a network has more, or less, than tensors with values.
 
-    Raises
-    ------
-    CdlibError
-        If it is no network or compiled, keeps something else than tensors in its state, has a module that was cut by
-        itself, or has tensors without values, of unusual layout, or that share memory without being the same.
+    A CdlibError if it is no network or compiled, keeps something else than tensors in its state, has a module that was
+    cut by itself, or has tensors without values, of unusual layout, or that share memory without being the same.
     """
     check_shapes(check_network(model))
     name, held = type(model).__name__, tensors_of(model)
@@ -55,24 +52,34 @@ def kind(model: nn.Module) -> str:
 
 def temporary(model: nn.Module) -> set[str]:
     """Return the names of the buffers that a state dict leaves out."""
-    return {
-        f"{path}.{name}" if path else name
-        for path, m in model.named_modules()
-        for name in m._non_persistent_buffers_set
-    }
+    modules = model.named_modules()
+    return {f"{path}.{name}".lstrip(".") for path, m in modules for name in m._non_persistent_buffers_set}
 
 
 def is_channels_last(tensor: Tensor) -> bool:
     """Whether the channels of a tensor of images or volumes are what lies closest in memory."""
     if tensor.dim() not in (4, 5) or not tensor.numel():
         return False
-    last, first = (torch.empty_like(tensor, device="meta", memory_format=f).stride() for f in _formats(tensor))
+    formats = (_last(tensor), torch.contiguous_format)
+    last, first = (torch.empty_like(tensor, device="meta", memory_format=f).stride() for f in formats)
     return tensor.stride() == last != first
 
 
-def packed(tensor: Tensor) -> Tensor:
-    """Return a tensor as it is written: on the CPU, in the order of its indices."""
-    return tensor.detach().to("cpu").contiguous()
+def packed(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return tensors as they are written: on the CPU, each in the order of its indices.
+
+    A CdlibError if the safetensors format does not keep the type of one, such as complex128.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load, save
+
+    for kind in {tensor.dtype for tensor in tensors.values()}:
+        try:
+            load(save({"": torch.empty(0, dtype=kind, device="cpu")}))
+        except (KeyError, SafetensorError) as error:
+            name = str(kind).removeprefix("torch.")
+            raise CdlibError(f"safetensors files hold no tensors of {name}: convert them to another type.") from error
+    return {name: tensor.detach().to("cpu").contiguous() for name, tensor in tensors.items()}
 
 
 def check_fit(model: nn.Module, tensors: Mapping[str, Tensor], ties: Mapping[str, str], caches: list[str]) -> None:
@@ -105,7 +112,7 @@ def fill(model: nn.Module, tensors: Mapping[str, Tensor], channels_last: set[str
     for name, tensor in tensors.items():
         if name in held:
             if name in channels_last and tensor.dim() in (4, 5):
-                tensor = torch.empty_like(tensor, memory_format=_formats(tensor)[0]).copy_(tensor)
+                tensor = torch.empty_like(tensor, memory_format=_last(tensor)).copy_(tensor)
             held[name].data = tensor.to(held[name].device)
 
 
@@ -113,6 +120,5 @@ def _looks(tensor: Tensor) -> str:
     return f"{tuple(tensor.shape)} of {str(tensor.dtype).removeprefix('torch.')}"
 
 
-def _formats(tensor: Tensor) -> tuple[torch.memory_format, torch.memory_format]:
-    last = torch.channels_last if tensor.dim() == 4 else torch.channels_last_3d
-    return last, torch.contiguous_format
+def _last(tensor: Tensor) -> torch.memory_format:
+    return torch.channels_last if tensor.dim() == 4 else torch.channels_last_3d

@@ -40,7 +40,7 @@ def dhspg(
     Parameters
     ----------
     model, groups, base, target, start, steps, min_width
-        As for `hesso`.
+        As for `hesso`, and so are the errors.
     penalty : float, optional
         Lambda; by default 1e-3, and 1e-2 over Adam and AdamW. Against a base that does not move a unit, the pull
         shortens it by lambda times the sum of the learning rates: if that is less than its length, it will be forced.
@@ -51,11 +51,6 @@ def dhspg(
         and 10, over Adam and AdamW 20 and 1000.
     epsilon : float, default 0
         From 0 to below 1: larger values project sooner.
-
-    Raises
-    ------
-    CdlibError
-        As `hesso`.
     """
     adam = isinstance(base, torch.optim.Adam | torch.optim.AdamW | torch.optim.NAdam | torch.optim.RAdam)
     given = {"penalty": penalty, "amplify": amplify, "coefficient": coefficient}

@@ -1,8 +1,6 @@
 """Where the data sets come from: scikit-learn, torchvision or an image folder, as arrays of uint8 images and labels.
 
-The environment variable `CDLIB_DATA` names the folder where torchvision's data sets live (default
-`~/.cache/cdlib/data`), or an image folder from which "cifar10" is read. Splits, statistics and tensors are made of the
-arrays by `cdlib.data`.
+What the environment variable `CDLIB_DATA` does is said by `cdlib.data.load`, which makes splits of the arrays.
 """
 
 from __future__ import annotations

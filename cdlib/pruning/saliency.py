@@ -151,11 +151,8 @@ def _taylor(model: nn.Module, group: Group, seed: int) -> Tensor:
 
 
 def _bn(model: nn.Module, group: Group, seed: int) -> Tensor:
-    scales = {
-        f"{path}.weight".lstrip(".")
-        for path, m in model.named_modules()
-        if isinstance(m, nn.modules.batchnorm._BatchNorm)
-    }
+    norms = [path for path, m in model.named_modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+    scales = {f"{path}.weight".lstrip(".") for path in norms}
     chosen = [key for key in group.own if key[0] in scales]
     if not chosen:
         raise CdlibError(f"group {group.name!r} has no batch norm to score it by: leave it out, or use 'l2'.")

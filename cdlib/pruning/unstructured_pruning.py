@@ -10,7 +10,7 @@ Amounts are shares of all weights of the layers, convolutions and linear layers 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -143,17 +143,17 @@ class Gradual:
             raise CdlibError(f"begin={begin!r}, end={end!r}: give steps with 0 <= begin < end.")
         check_network(getattr(model, "_orig_mod", model))  # of a compiled network, the masks are reached all the same
         self.begin, self.end, self.every, self.by, self.seed = begin, end, every, by, seed
-        self._parts = [(kind, part, _masked(part)) for kind in KINDS for part in _parts(model, kind, scope)]
+        self._parts = [(kind, part, *_counted(part)) for kind in KINDS for part in _parts(model, kind, scope)]
         if not self._parts:
             raise CdlibError(f"{type(model).__name__} has no masks: call unstructured(model, ..., conv=0, linear=0).")
-        for kind, part, _ in self._parts:
+        for kind, part, _, _ in self._parts:
             _count(part, kind, self.final[kind])
 
     def amounts(self, step: int) -> dict[str, float]:
         """The shares after a step."""
         found = {}
         for kind, final in self.final.items():
-            parts = [(_size(part), first) for of, part, first in self._parts if of == kind]
+            parts = [(size, first) for of, _, size, first in self._parts if of == kind]
             first = sum(first for _, first in parts) / max(1, sum(size for size, _ in parts))
             found[kind] = final + (first - final) * self._left(step)
         return found
@@ -161,40 +161,35 @@ class Gradual:
     def __call__(self, step: int) -> None:
         """Update the masks, if the step is one at which they are."""
         if step == self.end or (self.begin <= step < self.end and (step - self.begin) % self.every == 0):
-            for kind, part, first in self._parts:
-                final = self.final[kind] * _size(part)
+            for kind, part, size, first in self._parts:
+                final = self.final[kind] * size
                 count = round(final + (first - final) * self._left(step))
-                _mask(part, max(count, _masked(part)), self.by, self.seed)
+                _, already = _counted(part)
+                _mask(part, max(count, already), self.by, self.seed)
 
     def _left(self, step: int) -> float:
         """How much of the way from the first to the final share is left after a step."""
         return (1 - (min(max(step, self.begin), self.end) - self.begin) / (self.end - self.begin)) ** 3
 
 
-def _parts(model: nn.Module, kind: str, scope: str, layers: list[str] | None = None) -> Iterator[Layers]:
+def _parts(model: nn.Module, kind: str, scope: str, layers: list[str] | None = None) -> list[Layers]:
     """The layers of a kind that have masks: each alone, or all together."""
-    found: Layers = {
-        name: module
-        for name, module in model.named_modules()
-        if isinstance(module, KINDS[kind]) and "weight" in masks_of(module) and _wanted(name, layers)
-    }
-    if scope == "global" and found:
-        yield found
-    elif scope == "local":
-        yield from ({name: module} for name, module in found.items())
+    wanted = {name: m for name, m in model.named_modules() if isinstance(m, KINDS[kind]) and _wanted(name, layers)}
+    found = {name: layer for name, layer in wanted.items() if "weight" in masks_of(layer)}
+    if scope == "local":
+        return [{name: layer} for name, layer in found.items()]
+    return [found] if found else []
 
 
-def _size(part: Layers) -> int:
-    return sum(layer.weight_mask.numel() for layer in part.values())
-
-
-def _masked(part: Layers) -> int:
-    return sum(int((layer.weight_mask == 0).sum()) for layer in part.values())
+def _counted(part: Layers) -> tuple[int, int]:
+    """How many weights some layers have, and how many of them are masked."""
+    masks = [layer.weight_mask for layer in part.values()]
+    return sum(mask.numel() for mask in masks), sum(int((mask == 0).sum()) for mask in masks)
 
 
 def _count(part: Layers, kind: str, amount: float) -> int:
     """How many weights a share is; raises a CdlibError if more are masked."""
-    size, already = _size(part), _masked(part)
+    size, already = _counted(part)
     count = round(amount * size)
     if count < already:
         names = ", ".join(name or type(layer).__name__ for name, layer in part.items())

@@ -66,13 +66,7 @@ def dhspg(
 
 
 class DHSPG(GroupSparse):
-    """Dual half-space projected gradient, see `dhspg`.
-
-    Attributes
-    ----------
-    forced : int
-        How many units were not zero by themselves when the phase ended.
-    """
+    """Dual half-space projected gradient, see `dhspg`."""
 
     _looks_back = True
     _options = (*GroupSparse._options, *_RULE)
@@ -83,7 +77,7 @@ class DHSPG(GroupSparse):
     ) -> None:
         super().__init__(units, base, target, start, steps, 1, min_width)
         self.penalty, self.amplify, self.coefficient, self.epsilon = (rule[name] for name in _RULE)
-        self.forced = 0
+        self.forced = 0  #: How many units were not zero by themselves when the phase ended.
 
     def _redundant(self, period: int, x: Tensor, d: Tensor, xd: Tensor) -> Tensor:
         """Those with the highest 0.5 norm(cos(-x, -d)) + 0.5 norm(1 / (|x| / size))."""

@@ -132,15 +132,6 @@ class Units:
 
     The units of all groups are numbered one after the other. A CdlibError if there is no such group, or the optimizer
     is none that can be built on.
-
-    Attributes
-    ----------
-    sizes : dict from str to int
-        The groups and their numbers of units.
-    all : Segments
-        All their own slices.
-    group, elements : Tensor, int64 [units]
-        The number of each unit's group, and how many numbers its slices hold.
     """
 
     def __init__(self, model: nn.Module, groups: Groups, optimizer: torch.optim.Optimizer) -> None:
@@ -148,7 +139,7 @@ class Units:
         _check_base(optimizer)
         held = dict(model.named_parameters())
         trained = {id(p): group for group in optimizer.param_groups for p in group["params"] if p.requires_grad}
-        self.sizes: dict[str, int] = {}
+        self.sizes: dict[str, int] = {}  # the groups and their numbers of units
         parts: list[Part] = []
         for group in groups.prunable:
             if group.zero_invariant and group.own and all(id(held.get(name)) in trained for name, _ in group.own):
@@ -166,10 +157,10 @@ class Units:
             )
         device = parts[0].parameter.device
         counts = torch.tensor(list(self.sizes.values()), device=device)
-        self.group = torch.repeat_interleave(torch.arange(len(counts), device=device), counts)
-        self.all = Segments(parts, self.count, device)
+        self.group = torch.repeat_interleave(torch.arange(len(counts), device=device), counts)  # of each unit, [units]
+        self.all = Segments(parts, self.count, device)  # all their own slices
         numbers = [torch.full_like(p.unit, p.parameter.numel() // p.parameter.shape[p.dim]) for p in parts]
-        self.elements = self.all.sum(torch.cat(numbers))
+        self.elements = self.all.sum(torch.cat(numbers))  # how many numbers each unit's slices hold, [units]
 
     def regroup(self, optimizer: torch.optim.Optimizer) -> None:
         """Take over the optimizer's parameter groups, which loading a state replaces."""

@@ -24,6 +24,9 @@ from cdlib.text import digest
 def load(name: str = "digits", *, split_seed: int = 0, validation: float = 0.1) -> Dataset:
     """Load a data set, fetching it first if it has to come from the network.
 
+    The environment variable `CDLIB_DATA` names the folder where torchvision's data sets live (default
+    `~/.cache/cdlib/data`), or an image folder with `train/` and `test/`: "cifar10" is then read from there.
+
     Parameters
     ----------
     name : str, default "digits"
@@ -41,11 +44,6 @@ def load(name: str = "digits", *, split_seed: int = 0, validation: float = 0.1) 
     ------
     CdlibError
         For an unknown name, a folder or file that is missing or damaged, or a download that fails.
-
-    Notes
-    -----
-    The environment variable `CDLIB_DATA` names the folder where torchvision's data sets live (default
-    `~/.cache/cdlib/data`), or an image folder with `train/` and `test/`: "cifar10" is then read from there.
     """
     source = read(name, split_seed, download=True)
     return from_arrays(name, *source, split_seed=split_seed, validation=validation)

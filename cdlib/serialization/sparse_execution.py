@@ -81,9 +81,8 @@ def _csr(name: str, layer: nn.Linear) -> nn.Module | None:
             new = CsrLinear(layer.weight, layer.bias)
             new(layer.weight[:1].detach())
     except RuntimeError as error:
-        raise CdlibError(
-            f"{name}: no product with CSR here ({one_line(error)}): use another PyTorch or device."
-        ) from error
+        why = one_line(error)
+        raise CdlibError(f"{name}: no product with CSR here ({why}): use another PyTorch or device.") from error
     return new
 
 

@@ -143,7 +143,7 @@ class Units:
         parts: list[Part] = []
         for group in groups.prunable:
             if group.zero_invariant and group.own and all(id(held.get(name)) in trained for name, _ in group.own):
-                first = self.count
+                first = sum(self.sizes.values())
                 for name, dim in group.own:
                     unit, index = (torch.from_numpy(a).to(held[name].device) for a in group.places[name, dim])
                     parts.append(Part(held[name], dim, index, unit + first, trained[id(held[name])], len(parts)))
@@ -155,6 +155,7 @@ class Units:
                 f"{groups!r}, but none is zero-invariant with all its parameters trained by this optimizer: there is "
                 f"nothing that it could remove. {why}"
             )
+        self.count = sum(self.sizes.values())  # of units
         device = parts[0].parameter.device
         counts = torch.tensor(list(self.sizes.values()), device=device)
         self.group = torch.repeat_interleave(torch.arange(len(counts), device=device), counts)  # of each unit, [units]
@@ -167,11 +168,6 @@ class Units:
         trained = {id(p): group for group in optimizer.param_groups for p in group["params"]}
         for part in self.all.parts:
             part.settings = trained[id(part.parameter)]
-
-    @property
-    def count(self) -> int:
-        """The number of units."""
-        return sum(self.sizes.values())
 
     def of(self, units: Tensor) -> Segments:
         """The slices of some of the units, given as bool [units]."""

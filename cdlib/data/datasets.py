@@ -22,7 +22,7 @@ from cdlib.text import digest
 
 
 def load(name: str = "digits", *, split_seed: int = 0, validation: float = 0.1) -> Dataset:
-    """Load a data set, fetching it first if it has to come from the network.
+    """Load a `Dataset`, fetching it first if it has to come from the network.
 
     The environment variable `CDLIB_DATA` names the folder where torchvision's data sets live (default
     `~/.cache/cdlib/data`), or an image folder with `train/` and `test/`: "cifar10" is then read from there.
@@ -59,7 +59,7 @@ def from_arrays(
     split_seed: int = 0,
     validation: float = 0.1,
 ) -> Dataset:
-    """Make a data set of arrays: cut off the validation split, compute the training split's statistics.
+    """Make a `Dataset` of arrays: cut off the validation split, compute the training split's statistics.
 
     A CdlibError if arrays have the wrong type or shape, or labels have no class.
 

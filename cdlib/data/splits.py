@@ -20,7 +20,7 @@ class Split:
     labels: Tensor  #: int64 [N].
     mean: tuple[float, ...]  #: Per channel, in units of 0..1.
     std: tuple[float, ...]  #: The standard deviation, likewise.
-    flips: bool  #: Whether a mirrored image is as good an image: true of natural images, not of digits.
+    flips: bool  #: Whether a mirrored image is as good an image, as with natural images, not digits.
     fingerprint: str  #: First 16 hex digits of the SHA-256 of images and labels.
 
     def __len__(self) -> int:

@@ -115,7 +115,7 @@ def plan(
     draw: str = "by cost",
     **options: Any,
 ) -> Plan:
-    """Return what `complexity_driven` or a control would remove, draw by draw, without cutting anything.
+    """Return the `Plan` of what `complexity_driven` or a control would remove, draw by draw, without cutting anything.
 
     A group is drawn "by cost" as in `complexity_driven`, "evenly" as in `uniform_width`, or "at random" as in
     `random_draw`. The other parameters, options and errors are those of `complexity_driven`.

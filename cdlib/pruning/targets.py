@@ -34,8 +34,8 @@ Draw = Callable[[Meter, list[str]], str]
 class Plan:
     """What was drawn."""
 
-    drop: dict[str, list[int]]  #: The units to remove, by group: for `cdlib.remove`.
-    trace: tuple[tuple[str, int], ...]  #: Every draw in order: the group, and how many units it lost.
+    drop: dict[str, list[int]]  #: The units to remove, by group, for `cdlib.remove`.
+    trace: tuple[tuple[str, int], ...]  #: Of every draw in order the group, and how many units it lost.
     before: dict[str, int]  #: ``params``, ``macs`` and ``activation_bytes`` of the network.
     after: dict[str, int]  #: The same of what is left.
 

@@ -11,19 +11,7 @@ from typing import TYPE_CHECKING, Any
 from cdlib.errors import CdlibError
 
 if TYPE_CHECKING:
-    from cdlib import (
-        data,
-        graph,
-        grouping,
-        models,
-        plots,
-        pruning,
-        report,
-        serialization,
-        study,
-        surgery,
-        train,
-    )
+    from cdlib import data, graph, grouping, models, plots, pruning, report, serialization, study, surgery, train
     from cdlib.complexity import Profile, profile
     from cdlib.grouping import Group, Groups, Slice, find_groups
     from cdlib.serialization import load, save
@@ -56,18 +44,13 @@ __all__ = [
     "zero",
 ]
 
-_FROM = {
-    "Profile": "cdlib.complexity",
-    "profile": "cdlib.complexity",
-    "Group": "cdlib.grouping",
-    "Groups": "cdlib.grouping",
-    "Slice": "cdlib.grouping",
-    "find_groups": "cdlib.grouping",
-    "remove": "cdlib.surgery",
-    "zero": "cdlib.surgery",
-    "save": "cdlib.serialization",
-    "load": "cdlib.serialization",
+_NAMES = {
+    "complexity": ["Profile", "profile"],
+    "grouping": ["Group", "Groups", "Slice", "find_groups"],
+    "surgery": ["remove", "zero"],
+    "serialization": ["save", "load"],
 }
+_FROM = {name: f"cdlib.{room}" for room, names in _NAMES.items() for name in names}
 
 
 def __getattr__(name: str) -> Any:

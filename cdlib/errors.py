@@ -39,32 +39,12 @@ def check_share(name: str, value: object) -> None:
         raise CdlibError(f"{name}={value!r} is no share: give a number from 0 to below 1.")
 
 
-def unknown(kind: str, name: object, choices: Iterable[str], *, limit: int = 12) -> CdlibError:
-    """Return the error for a name that is not among `choices`, with the nearest one suggested.
+def unknown(kind: str, name: object, choices: Iterable[str]) -> CdlibError:
+    """Return the error for a name that is not among `choices`: with the nearest of them, and all if they are few.
 
-    Parameters
-    ----------
-    kind : str
-        What the name stands for, for example "model".
-    name : object
-        The value that was given.
-    choices : iterable of str
-        The names that are known.
-    limit : int, default 12
-        List the known names only if there are at most this many.
-
-    Returns
-    -------
-    CdlibError
-        To be raised by the caller, so that the traceback starts there.
+    It is raised by the caller, so that the traceback starts there. `kind` is what the name stands for, such as "model".
     """
     known = sorted(choices)
     near = difflib.get_close_matches(str(name), known, n=1, cutoff=0.5)
-    message = f"unknown {kind} {str(name)!r}"
-    if near:
-        message += f"; did you mean {near[0]!r}?"
-    elif known and len(known) <= limit:
-        message += "."
-    if known and len(known) <= limit:
-        message += f" Known: {', '.join(known)}."
-    return CdlibError(message if message.endswith((".", "?")) else message + ".")
+    message = f"unknown {kind} {str(name)!r}" + (f"; did you mean {near[0]!r}?" if near else ".")
+    return CdlibError(f"{message} Known: {', '.join(known)}." if 0 < len(known) <= 12 else message)

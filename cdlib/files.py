@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
@@ -16,40 +17,41 @@ def checkout() -> Path | None:
 
 
 @contextlib.contextmanager
-def atomic(path: Path) -> Iterator[BinaryIO]:
+def atomic(path: Path, *, new: bool = False) -> Iterator[BinaryIO]:
     """Open `path` for writing; it takes its name only once it is complete and on the disk.
 
-    The bytes go to `NAME.PID.tmp` beside it, are flushed to the disk, and the file is then renamed over `path`. If the
-    block raises, the temporary file is removed and `path` stays as it was; only a kill leaves a temporary file behind.
-
-    Parameters
-    ----------
-    path : Path
-        The file to write or to replace. Its folder must exist.
-
-    Yields
-    ------
-    binary file
-        To be written by the caller.
+    The bytes go to a file `NAME.*.tmp` beside it, in a folder that must exist, are flushed to the disk, and the file is
+    then renamed over `path`. If the block raises, the temporary file is removed and `path` stays as it was; only a kill
+    leaves a temporary file behind. With `new`, `path` is not replaced: of several writers one succeeds, and the others
+    get a FileExistsError.
     """
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f"{path.name}.{uuid.uuid4().hex}.tmp")
     try:
-        with open(temporary, "wb") as file:
+        with open(temporary, "xb") as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-    if os.name == "posix":  # the rename itself must reach the disk too
-        sync(path.parent)
-
-
-def sync(folder: Path) -> None:
-    """Bring a folder's list of names to the disk; where the system cannot, that is an OSError."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
+        if new:
+            _rename_to_new(temporary, path)
+        else:
+            os.replace(temporary, path)
     finally:
-        os.close(handle)
+        temporary.unlink(missing_ok=True)
+    with contextlib.suppress(OSError):  # the new name must reach the disk too, on systems that can see to it
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+
+
+def _rename_to_new(temporary: Path, path: Path) -> None:
+    """Give a finished file a name unless that is taken: a hard link is refused where a rename would overwrite."""
+    try:
+        os.link(temporary, path)
+    except FileExistsError:
+        raise FileExistsError(f"there is already a {path}") from None
+    except OSError:  # a file system without hard links (FAT, some network drives): next best, a moment's gap
+        if path.exists():
+            raise FileExistsError(f"there is already a {path}") from None
+        os.rename(temporary, path)

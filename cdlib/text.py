@@ -9,14 +9,7 @@ import numpy as np
 
 
 def one_line(error: BaseException, limit: int = 160) -> str:
-    """Return an error's type and message as one line, for example ``ValueError: no such file``.
-
-    Parameters
-    ----------
-    error : exception
-    limit : int, default 160
-        Characters of the message to keep.
-    """
+    """Return an error as one line, such as ``ValueError: no such file``; `limit` is for the length of its message."""
     message = " ".join(str(error).split())[:limit]
     return f"{type(error).__name__}: {message}" if message else type(error).__name__
 
@@ -24,16 +17,8 @@ def one_line(error: BaseException, limit: int = 160) -> str:
 def mean_and_spread(values: Iterable[float], *, factor: float = 1.0, digits: int = 1, sign: bool = False) -> str:
     """Return the mean and, of values that differ, their standard deviation (with n - 1), for example ``91.2 ± 0.3``.
 
-    Parameters
-    ----------
-    values : iterable of float
-        NaN are left out; of no values at all the text is ``-``.
-    factor : float, default 1
-        What both are multiplied by: 100 for percent.
-    digits : int, default 1
-        After the point.
-    sign : bool, default False
-        Write a plus before a positive mean, as for differences.
+    NaN are left out; of no values at all the text is ``-``. Both are multiplied by `factor` (100 for percent) and have
+    `digits` after the point; with `sign` a positive mean has a plus before it, as for differences.
     """
     found = factor * np.asarray(list(values), dtype=float)
     found = found[~np.isnan(found)]

@@ -66,12 +66,8 @@ def _named(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
 def sharing(tensors: Mapping[str, Tensor], place: Callable[[Tensor], int]) -> tuple[str, str] | None:
     """Return the names of the first tensor that lies in the same place as one before it, and of that one; or None.
 
-    Parameters
-    ----------
-    tensors : dict from str to Tensor
-        Distinct ones, as of `tensors_of`. Those without values, or of a layout without a memory of its own, are passed.
-    place : function of a Tensor
-        ``Tensor.data_ptr``, or that of its storage if views of one memory count too.
+    `tensors` are distinct, as of `tensors_of`; those without values or a memory of their own are passed over. The
+    `place` of one is its ``data_ptr``, or that of its storage if views of one memory count too.
     """
     first: dict[int, str] = {}
     for name, tensor in tensors.items():

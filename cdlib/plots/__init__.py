@@ -1,7 +1,5 @@
 """Figures of profiles, comparisons and groups, in one style."""
 
-from __future__ import annotations
-
 from cdlib.plots.book_style import COLOURS, LINES, MARKERS, WIDTH, style
 from cdlib.plots.columns import strips
 from cdlib.plots.figures import bubbles, comparison, timeline

@@ -1,7 +1,5 @@
 """Measure networks alike and compare them."""
 
-from __future__ import annotations
-
 from cdlib.report.comparison import Comparison, compare, table
 from cdlib.report.host import hardware, machine, threads
 from cdlib.report.measurement import QUANTITIES, Measurement, measure

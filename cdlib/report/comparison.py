@@ -12,33 +12,22 @@ import numpy as np
 import pandas as pd
 
 from cdlib.complexity import in_units
-from cdlib.errors import CdlibError, unknown
+from cdlib.errors import CdlibError, check_choice
 from cdlib.report.measurement import QUANTITIES, Measurement, shape_text
 from cdlib.report.significance import Paired, mcnemar
 
 
 @dataclass(frozen=True, repr=False)
 class Comparison:
-    """What became of a network: `before` and `after`, their change, and whether the test images can tell them apart.
+    """What became of a network: `before` and `after`, their change, and whether the test images can tell them apart."""
 
-    Attributes
-    ----------
-    before : Measurement
-        Of the original network.
-    after : Measurement
-        Of the compressed one, on the same data, input and machine.
-    frame : pandas.DataFrame
-        Index: the names of `QUANTITIES` known of both. Columns `before`, `after`, `change` (their difference) and
-        `relative` (difference over before). Raw units: bytes, counts, milliseconds; the accuracy is a share, its
-        change times 100 is percentage points.
-    paired : Paired or None
-        McNemar's test on the images that only one of the two gets right; None without accuracies.
-    """
-
-    before: Measurement
-    after: Measurement
+    before: Measurement  #: Of the original network.
+    after: Measurement  #: Of the compressed one, on the same data, input and machine.
+    #: Index: the names of `QUANTITIES` known of both. Columns `before`, `after`, `change` (their difference) and
+    #: `relative` (difference over before). Raw units: bytes, counts, milliseconds; the accuracy is a share, its change
+    #: times 100 is percentage points.
     frame: pd.DataFrame = field(compare=False)
-    paired: Paired | None
+    paired: Paired | None  #: McNemar's test on the images that only one of the two gets right; None without accuracies.
 
     @property
     def interleaved(self) -> bool:
@@ -73,16 +62,7 @@ class Comparison:
 
 
 def compare(before: Measurement, after: Measurement) -> Comparison:
-    """Put two measurements side by side.
-
-    Parameters
-    ----------
-    before, after : Measurement
-        Of the original and the compressed network.
-
-    Returns
-    -------
-    Comparison
+    """Put two measurements side by side, of the original and the compressed network.
 
     Raises
     ------
@@ -91,17 +71,17 @@ def compare(before: Measurement, after: Measurement) -> Comparison:
     """
     _check_alike([before, after])
     old, new = before.quantities(), after.quantities()
-    known = [name for name in QUANTITIES if name in old and name in new]
+    rows: dict[str, tuple[float, ...]] = {}
+    for name in QUANTITIES:
+        if name in old and name in new:
+            change = new[name] - old[name]
+            rows[name] = old[name], new[name], change, change / old[name] if old[name] else np.nan
     frame = pd.DataFrame(
-        {
-            "before": [old[name] for name in known],
-            "after": [new[name] for name in known],
-            "change": [new[name] - old[name] for name in known],
-        },
-        index=pd.Index(known, name="quantity"),
+        list(rows.values()),
+        index=pd.Index(list(rows), name="quantity"),
+        columns=["before", "after", "change", "relative"],
         dtype=object,  # so that a count stays an integer next to an accuracy
-    )
-    frame["relative"] = [(new[name] - old[name]) / old[name] if old[name] else np.nan for name in known]
+    ).astype({"relative": float})
     paired = None
     if before.correct is not None and after.correct is not None:
         paired = mcnemar(before.correct, after.correct)
@@ -134,8 +114,7 @@ def table(measurements: Mapping[str, Measurement], *, nominal: Mapping[str, str]
     if not measurements:
         raise CdlibError("no measurements; give at least one.")
     for name in nominal or {}:
-        if name not in measurements:
-            raise unknown("model", name, measurements)
+        check_choice("model", name, measurements)
     _check_alike(list(measurements.values()))
     columns = {
         "accuracy (%)": ("accuracy", 100),

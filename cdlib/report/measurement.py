@@ -16,7 +16,7 @@ import numpy as np
 from torch import Tensor, nn
 
 from cdlib.complexity import profile
-from cdlib.errors import CdlibError, unknown
+from cdlib.errors import CdlibError, check_choice
 from cdlib.graph import ExampleInput, Inputs, tensors
 from cdlib.report import host
 from cdlib.report.memory import allocator_peak, file_bytes
@@ -45,63 +45,28 @@ QUANTITIES = {
 
 @dataclass(frozen=True)
 class Measurement:
-    """One network, measured. Bytes are bytes, counts are for one sample, latencies are of one batch of `input_shape`.
+    """One network, measured. Bytes are bytes, counts are for one sample, latencies for one batch of `input_shape`."""
 
-    Attributes
-    ----------
-    name : str
-        What the caller calls the network.
-    data : str or None
-        Name and fingerprint of the split behind `accuracy`; None without one.
-    input_shape : tuple of int, or of tuples
-        Shape of the input (of each, if there are several) that was counted and timed.
-    machine : str
-        Device, CPU, cores and threads.
-    accuracy : float or None
-        Share of images classified correctly, 0 to 1.
-    correct : Tensor or None
-        bool [N]: which images were classified correctly.
-    file_bytes : int or None
-        The serialised artefact: a given file, else `torch.save` of the state_dict; None on the meta device.
-    params : int
-        Parameters; this and the next four are counted, by the rule of `cdlib.complexity`.
-    nonzero_params : int or None
-        Those that differ from zero; None on the meta device.
-    macs : int
-        Multiply-accumulates for one sample.
-    weight_bytes : int
-        Bytes of the parameters.
-    peak_activation_bytes : int
-        Most bytes of activations that must be alive at once.
-    latency_p50_ms : float or None
-        Half of the `runs` forward passes were at most as long; None on the meta device, where nothing can be run.
-    latency_p95_ms : float or None
-        95 % of them were.
-    peak_memory_bytes : int or None
-        The allocator's peak during a forward pass, weights apart; None on a device that keeps no account.
-    runs : int
-        Forward passes timed; 0 on the meta device.
-    session : str
-        The same for all networks whose latencies were interleaved.
-    """
-
-    name: str
-    data: str | None
-    input_shape: tuple[Any, ...]
-    machine: str
-    accuracy: float | None
-    correct: Tensor | None = field(repr=False, compare=False)
+    name: str  #: What the caller calls the network.
+    data: str | None  #: Name and fingerprint of the split behind `accuracy`; None without one.
+    input_shape: tuple[Any, ...]  #: Of the input that was counted and timed; of several inputs, a tuple of shapes.
+    machine: str  #: Device, CPU, cores and threads.
+    accuracy: float | None  #: Share of images classified correctly, 0 to 1.
+    correct: Tensor | None = field(repr=False, compare=False)  #: bool [N]: which images were classified correctly.
+    #: The serialised artefact: a given file, else `torch.save` of the state_dict; None on the meta device.
     file_bytes: int | None
-    params: int
-    nonzero_params: int | None
-    macs: int
-    weight_bytes: int
-    peak_activation_bytes: int
+    params: int  #: Parameters; this and the next four are counted, by the rule of `cdlib.complexity`.
+    nonzero_params: int | None  #: Those that differ from zero; None on the meta device.
+    macs: int  #: Multiply-accumulates for one sample.
+    weight_bytes: int  #: Bytes of the parameters.
+    peak_activation_bytes: int  #: Most bytes of activations that must be alive at once.
+    #: Half of the `runs` forward passes were at most as long; None on the meta device, where nothing can be run.
     latency_p50_ms: float | None
-    latency_p95_ms: float | None
+    latency_p95_ms: float | None  #: 95 % of them were.
+    #: The allocator's peak during a forward pass, weights apart; None on a device that keeps no account.
     peak_memory_bytes: int | None
-    runs: int
-    session: str = field(repr=False, compare=False)
+    runs: int  #: Forward passes timed; 0 on the meta device.
+    session: str = field(repr=False, compare=False)  #: The same for all networks whose latencies were interleaved.
 
     def quantities(self) -> dict[str, float]:
         """Return the figures that are known, by the names of `QUANTITIES`: JSON values, fit for a record's metrics."""
@@ -149,10 +114,6 @@ def measure(
         torch's threads while measuring; the setting is restored. Default: as it is.
     progress : bool, default False
         Show a progress bar on standard error.
-
-    Returns
-    -------
-    dict of str to Measurement
 
     Raises
     ------
@@ -221,8 +182,7 @@ def _data_name(split: Split) -> str:
 def _sizes(models: Mapping[str, nn.Module], files: Mapping[str, pathlib.Path]) -> dict[str, int | None]:
     """Return each model's file size, after a look whether the files given belong to models and exist."""
     for name, path in files.items():
-        if name not in models:
-            raise unknown("model", name, models)
+        check_choice("model", name, models)
         if not pathlib.Path(path).is_file():
             raise CdlibError(f"file of model {name!r} not found: {path}; export it first, or leave it out.")
     given: dict[str, int | None] = {name: pathlib.Path(path).stat().st_size for name, path in files.items()}

@@ -9,7 +9,7 @@ import os
 import pathlib
 import tempfile
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import nn
@@ -18,17 +18,15 @@ from cdlib.graph import ExampleInput, Inputs
 from cdlib.torch_state import check_numbers, device_of
 from cdlib.train import evaluating
 
-if TYPE_CHECKING:
-    from typing_extensions import Buffer
-
 
 def allocator_peak(
     model: nn.Module, example_input: ExampleInput, *, kwargs: Mapping[str, Any] | None = None
 ) -> int | None:
-    """Return the most bytes that one forward pass holds at once, by the allocator's own account.
+    """Return the most bytes that one forward pass holds at once; None on a device whose allocator keeps no account.
 
-    Counted above what was allocated before (the weights), with a fresh copy of the input, scratch space of the kernels
-    included. A model of live tensors (`Profile.peak_activation_bytes`) has no such scratch space and is usually lower.
+    By the allocator's own account, above what was allocated before (the weights), with a fresh copy of the input and
+    the scratch space of the kernels. A model of live tensors (`Profile.peak_activation_bytes`) has no such scratch
+    space and is usually lower.
 
     Parameters
     ----------
@@ -38,11 +36,6 @@ def allocator_peak(
         What the forward pass takes, whole, as for `cdlib.profile`.
     kwargs : dict, optional
         Its arguments by name.
-
-    Returns
-    -------
-    int or None
-        Bytes; None on a device whose allocator keeps no account.
     """
     check_numbers(model)
     device = device_of(model)
@@ -90,7 +83,7 @@ class _Counter(io.BytesIO):
 
     total = 0
 
-    def write(self, data: Buffer, /) -> int:
+    def write(self, data: Any, /) -> int:
         size = memoryview(data).nbytes
         self.total += size
         return size

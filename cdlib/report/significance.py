@@ -19,28 +19,16 @@ LEVEL = 0.05  # the p-value below which two networks count as told apart
 
 @dataclass(frozen=True)
 class Paired:
-    """McNemar's exact test on two networks that classified the same images.
+    """McNemar's exact test on two networks that classified the same images."""
 
-    Attributes
-    ----------
-    images : int
-        Images classified by both.
-    lost : int
-        Images that only the first network gets right.
-    gained : int
-        Images that only the second gets right. All others say nothing about the difference.
-    p_value : float
-        Two-sided: the chance of a split at least as uneven, if each of the disagreements were a coin's toss. 1 if
-        there is none.
-    images_needed : int or None
-        About how many images, with disagreements as frequent and as uneven as here, it takes for the difference to
-        stand out at the 5 % level; None if there is no difference at all.
-    """
-
-    images: int
-    lost: int
-    gained: int
+    images: int  #: Images classified by both.
+    lost: int  #: Images that only the first network gets right.
+    gained: int  #: Images that only the second gets right. All others say nothing about the difference.
+    #: Two-sided: the chance of a split at least as uneven, if each of the disagreements were a coin's toss. 1 if there
+    #: is none.
     p_value: float
+    #: About how many images, with disagreements as frequent and as uneven as here, it takes for the difference to stand
+    #: out at the 5 % level; None if there is no difference at all.
     images_needed: int | None
 
     @property
@@ -64,10 +52,6 @@ def mcnemar(before: Tensor, after: Tensor) -> Paired:
     ----------
     before, after : Tensor
         bool [N]: which images each classified correctly, in the same order.
-
-    Returns
-    -------
-    Paired
 
     Raises
     ------
@@ -97,7 +81,7 @@ def mcnemar(before: Tensor, after: Tensor) -> Paired:
 
 
 def wilson(successes: int, trials: int, level: float = 0.95) -> tuple[float, float]:
-    """Return Wilson's interval for a share, for example an accuracy.
+    """Return the lower and upper end, in 0..1, of Wilson's interval for a share, for example an accuracy.
 
     Parameters
     ----------
@@ -105,11 +89,6 @@ def wilson(successes: int, trials: int, level: float = 0.95) -> tuple[float, flo
         Images classified correctly, and all. At least one trial.
     level : float, default 0.95
         The share of such intervals that hold the true value.
-
-    Returns
-    -------
-    tuple of float
-        Lower and upper end, in 0..1.
 
     Raises
     ------
@@ -132,19 +111,11 @@ def wilson(successes: int, trials: int, level: float = 0.95) -> tuple[float, flo
 
 @dataclass(frozen=True)
 class MeanDifference:
-    """By how much the mean of some runs is above that of others, with the ends of its interval.
+    """By how much the mean of some runs is above that of others, with the ends of its interval."""
 
-    Attributes
-    ----------
-    mean : float
-        Of the first runs minus that of the second.
-    low, high : float
-        The interval; NaN where there were too few runs for one.
-    """
-
-    mean: float
-    low: float
-    high: float
+    mean: float  #: Of the first runs minus that of the second.
+    low: float  #: The interval; NaN where there were too few runs for one.
+    high: float  #: As `low`.
 
     @property
     def verdict(self) -> str:
@@ -170,10 +141,6 @@ def mean_difference(
         interval is that of the mean of the differences. Otherwise it is Welch's, which lets the spreads differ.
     level : float, default 0.95
         The share of such intervals that hold the true difference.
-
-    Returns
-    -------
-    MeanDifference
 
     Raises
     ------

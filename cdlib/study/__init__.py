@@ -1,7 +1,5 @@
 """The study: `run` does an experiment once, `recorded` reads what came of it, `above` compares with uniform widths."""
 
-from __future__ import annotations
-
 from cdlib.study.baseline import int8_linears, train_and_compress
 from cdlib.study.controls import above, recounted, uniform_line
 from cdlib.study.runs import run

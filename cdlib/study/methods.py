@@ -9,6 +9,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Iterable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -62,7 +63,7 @@ def prune_and_train(parameters: dict[str, Any], seed: int, workdir: Path) -> dic
         trained; and for a training that diverges.
     """
     for key in ("data", "model", "options", "recipe", "runs", "method"):
-        _entry(parameters, key)
+        _taken(dict(parameters), key)
     method = dict(parameters["method"])
     name = _taken(method, "name")
     check_choice("method", name, METHODS)
@@ -71,18 +72,11 @@ def prune_and_train(parameters: dict[str, Any], seed: int, workdir: Path) -> dic
     return {**job.measured(), **extra}
 
 
-def _entry(given: dict[str, Any], key: str) -> Any:
-    """Return what must be given."""
-    if key not in given:
-        raise CdlibError(f"{key!r} is missing; only {', '.join(map(repr, given)) or 'nothing'} is given.")
-    return given[key]
-
-
 def _taken(given: dict[str, Any], key: str) -> Any:
     """Take what must be given out of the options."""
-    value = _entry(given, key)
-    del given[key]
-    return value
+    if key not in given:
+        raise CdlibError(f"{key!r} is missing; only {', '.join(map(repr, given)) or 'nothing'} is given.")
+    return given.pop(key)
 
 
 def _check_options(function: Callable[..., Any], given: Iterable[str]) -> None:
@@ -134,10 +128,6 @@ class _Job:
         ratio = profile(self.dense, self.example).macs / profile(self.model, self.example).macs
         return replace(self.recipe, epochs=round(self.recipe.epochs * ratio))
 
-    def accuracy(self, model: nn.Module) -> float:
-        """On the test split."""
-        return train.evaluate(model, self.dataset.test).accuracy
-
     def measured(self) -> dict[str, Any]:
         """What is recorded of every method."""
         pair = {"small": self.model} if self.model is self.dense else {"small": self.model, "dense": self.dense}
@@ -145,17 +135,19 @@ class _Job:
         dense = taken.get("dense", taken["small"]).quantities()
         if not self.trained:
             dense.pop("accuracy")
-        groups = find_groups(self.model, self.example)
         return {
             **taken["small"].quantities(),
             **{f"dense_{key}": value for key, value in dense.items()},
-            "widths": {group.name: group.size for group in groups.prunable},
+            "widths": {group.name: group.size for group in find_groups(self.model, self.example).prunable},
             "train_s": round(self.seconds, 1),
             "train_macs": self.macs,
             "validation_accuracy": self.validation,
             "threads": torch.get_num_threads(),
             "fingerprint": self.dataset.fingerprint,
         }
+
+
+# What each method does with a run; it returns what it adds to the metrics.
 
 
 def _dense(job: _Job, method: dict[str, Any]) -> dict[str, Any]:
@@ -169,7 +161,7 @@ def _dense(job: _Job, method: dict[str, Any]) -> dict[str, Any]:
 
 def _switched_off(job: _Job, method: dict[str, Any]) -> dict[str, Any]:
     """The trained dense network with all parameters of a name at zero, to see whether it needs what they scale."""
-    name = _entry(method, "parameter")
+    name = _taken(method, "parameter")
     check_choice("parameter", name, {path.rpartition(".")[2] for path, _ in job.dense.named_parameters()})
     job.start_trained()
     job.model = copied(job.dense)
@@ -180,90 +172,82 @@ def _switched_off(job: _Job, method: dict[str, Any]) -> dict[str, Any]:
     return {}
 
 
-def _widths(function: Callable[..., nn.Module]) -> Callable[[_Job, dict[str, Any]], dict[str, Any]]:
-    def run(job: _Job, method: dict[str, Any]) -> dict[str, Any]:
-        budget = method.pop("budget", None)
-        if budget is not None:
-            check_choice("budget", budget, ["dense"])
-        groups = job.groups(method)
-        _check_options(pruning.complexity_driven, method)
-        job.model = function(job.dense, groups, seed=job.seed, **method)
-        job.fit(job.model, job.scaled() if budget else job.recipe)
-        return {}
-
-    return run
+def _widths(function: Callable[..., nn.Module], job: _Job, method: dict[str, Any]) -> dict[str, Any]:
+    """Widths that are chosen before any training."""
+    budget = method.pop("budget", None)
+    if budget is not None:
+        check_choice("budget", budget, ["dense"])
+    groups = job.groups(method)
+    _check_options(pruning.complexity_driven, method)
+    job.model = function(job.dense, groups, seed=job.seed, **method)
+    job.fit(job.model, job.scaled() if budget else job.recipe)
+    return {}
 
 
 def _after_training(
     function: Callable[..., nn.Module], job: _Job, on: Any, method: dict[str, Any]
-) -> tuple[nn.Module, float]:
-    """Train, prune and train again; returns the network and its accuracy before the latter."""
+) -> tuple[nn.Module, dict[str, Any]]:
+    """Train, prune and train again; returns the network, and its accuracy before the latter for the metrics."""
     recipe = job.tuned(method)
     _check_options(function, method)
     function(job.dense, on, seed=job.seed, **method)  # what is wrong with it shows before it is trained
     job.start_trained()
     pruned = function(job.dense, on, seed=job.seed, **method)
-    before = job.accuracy(pruned)
+    before = train.evaluate(pruned, job.dataset.test).accuracy
     job.fit(pruned, recipe)
-    return pruned, before
+    return pruned, {"accuracy_before_tuning": before}
 
 
 def _ranking(job: _Job, method: dict[str, Any]) -> dict[str, Any]:
-    job.model, before = _after_training(pruning.ranking, job, job.groups(method), method)
-    return {"accuracy_before_tuning": before}
+    job.model, extra = _after_training(pruning.ranking, job, job.groups(method), method)
+    return extra
 
 
 def _unstructured(job: _Job, method: dict[str, Any]) -> dict[str, Any]:
-    masked, before = _after_training(pruning.unstructured, job, job.example, method)
+    masked, extra = _after_training(pruning.unstructured, job, job.example, method)
     job.model = pruning.permanent(masked)
+    for name, network in (("storage", job.model), ("dense_storage", job.dense)):
+        extra[name] = {form: len(encode(network, form)) for form in FORMS}
+    return extra
+
+
+def _joint(function: Callable[..., Any], job: _Job, method: dict[str, Any]) -> dict[str, Any]:
+    """Pruned while it is trained; `start_epochs` and `prune_epochs` are the method's steps in epochs."""
+    a_epoch = len(job.dataset.train) // job.recipe.batch_size
+    method["start"], method["steps"] = (_taken(method, key) * a_epoch for key in ("start_epochs", "prune_epochs"))
+    groups = job.groups(method)
+    _check_options(function, method)
+    made: list[Any] = []
+
+    def wrap(base: torch.optim.Optimizer) -> torch.optim.Optimizer:
+        made.append(function(job.dense, groups, base, **method))
+        return made[0]
+
+    job.fit(job.dense, job.recipe, optimizer=wrap)
+    [optimizer] = made
+    job.model = remove(job.dense, groups, optimizer.drop())
+    job.trained = True
+    images = job.dataset.test.input(min(1000, len(job.dataset.test)))
+    with torch.no_grad():
+        full, cut = job.dense(images), job.model(images)
     return {
-        "accuracy_before_tuning": before,
-        "storage": {form: len(encode(job.model, form)) for form in FORMS},
-        "dense_storage": {form: len(encode(job.dense, form)) for form in FORMS},
+        "sparsity": optimizer.sparsity,
+        "forced": getattr(optimizer, "forced", 0),
+        "difference": float((full - cut).abs().max() / full.abs().max()),
     }
-
-
-def _joint(function: Callable[..., Any]) -> Callable[[_Job, dict[str, Any]], dict[str, Any]]:
-    def run(job: _Job, method: dict[str, Any]) -> dict[str, Any]:
-        """`start_epochs` and `prune_epochs` are the method's steps in epochs."""
-        a_epoch = len(job.dataset.train) // job.recipe.batch_size
-        method["start"], method["steps"] = (_taken(method, key) * a_epoch for key in ("start_epochs", "prune_epochs"))
-        groups = job.groups(method)
-        _check_options(function, method)
-        made: list[Any] = []
-
-        def wrap(base: torch.optim.Optimizer) -> torch.optim.Optimizer:
-            made.append(function(job.dense, groups, base, **method))
-            return made[0]
-
-        job.fit(job.dense, job.recipe, optimizer=wrap)
-        optimizer = made[0]
-        job.model = remove(job.dense, groups, optimizer.drop())
-        job.trained = True
-        images = job.dataset.test.input(min(1000, len(job.dataset.test)))
-        with torch.no_grad():
-            full, cut = job.dense(images), job.model(images)
-        return {
-            "sparsity": optimizer.sparsity,
-            "forced": getattr(optimizer, "forced", 0),
-            "difference": float((full - cut).abs().max() / full.abs().max()),
-        }
-
-    return run
 
 
 _RUNS: dict[str, Callable[[_Job, dict[str, Any]], dict[str, Any]]] = {
     "dense": _dense,
     "switched_off": _switched_off,
-    "complexity_driven": _widths(pruning.complexity_driven),
-    "uniform_width": _widths(pruning.uniform_width),
-    "random_draw": _widths(pruning.random_draw),
+    "complexity_driven": partial(_widths, pruning.complexity_driven),
+    "uniform_width": partial(_widths, pruning.uniform_width),
+    "random_draw": partial(_widths, pruning.random_draw),
     "ranking": _ranking,
     "unstructured": _unstructured,
-    "dhspg": _joint(pruning.dhspg),
-    "hesso": _joint(pruning.hesso),
+    "dhspg": partial(_joint, pruning.dhspg),
+    "hesso": partial(_joint, pruning.hesso),
 }
-# What each method does with a run; it returns what it adds to the metrics.
 
 METHODS = tuple(_RUNS)
 """The names of the methods."""

@@ -22,17 +22,15 @@ PACKAGES = ("torch", "torchvision", "numpy")
 def provenance() -> dict[str, Any]:
     """Return the provenance of a run that starts now, in this process, in the repository around the current folder.
 
-    Returns
-    -------
-    dict
-        `date` (UTC, to the second), `commit` and `dirty` (None outside a repository), `command`, `versions` (None for
-        a package that is not installed), `machine` (see `cdlib.report.hardware`).
+    That is the `date` (UTC, to the second), `commit` and `dirty` (None outside a repository), the `command`, `versions`
+    (None for a package that is not installed), and the `machine` (see `cdlib.report.hardware`).
     """
+    versions = {"python": platform.python_version(), "cdlib": cdlib.__version__}
     return {
         "date": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
         **code(),
         "command": command(sys.orig_argv),
-        "versions": {"python": platform.python_version(), "cdlib": cdlib.__version__, **_versions()},
+        "versions": versions | {package: _version(package) for package in PACKAGES},
         "machine": hardware(),
     }
 
@@ -60,14 +58,11 @@ def command(arguments: list[str]) -> str:
     return " ".join(_FOLDERS.sub("", part) for part in parts)
 
 
-def _versions() -> dict[str, str | None]:
-    found: dict[str, str | None] = {}
-    for package in PACKAGES:
-        try:
-            found[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            found[package] = None
-    return found
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
 
 
 def _git(*arguments: str) -> str | None:

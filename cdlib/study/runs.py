@@ -77,28 +77,27 @@ def run(
     name = store.key(experiment, parameters, seed)
     if record := store.find(experiment, parameters, seed, results):
         return record
-    work = _work(results, experiment)
+    lock = _lock(results, experiment, name)
+    work = lock.with_suffix("")
     store.check_writable(results / experiment)
-    store.check_writable(work)
-    lock = _lock(work, name)
+    store.check_writable(work.parent)
     with alone(lock):
         if record := store.find(experiment, parameters, seed, results):
             return record
-        record = _make(experiment, function, checked(parameters, "parameters"), seed, work / name)
+        record = _make(experiment, function, checked(parameters, "parameters"), seed, work)
         record["key"] = name
         with contextlib.suppress(FileExistsError):  # recorded meanwhile, by a process on another machine
             store.write(record, results)
-        shutil.rmtree(work / name, ignore_errors=True)
+        shutil.rmtree(work, ignore_errors=True)
         lock.unlink(missing_ok=True)
     return store.read(results / experiment / f"{name}.json")
 
 
-def busy(experiment: str, parameters: Mapping[str, Any], *, seed: int = 0, record_in: Path | None = None) -> bool:
-    """Tell whether another process is at a run now; the arguments are those of `run`."""
+def busy(experiment: str, parameters: Mapping[str, Any], seed: int) -> bool:
+    """Tell whether another process is at a run now, whose record will be in `store.folder()`."""
     from filelock import FileLock, Timeout
 
-    name = store.key(experiment, parameters, seed)
-    lock = _lock(_work((record_in or store.folder()).absolute(), experiment), name)
+    lock = _lock(store.folder(), experiment, store.key(experiment, parameters, seed))
     if not lock.exists():
         return False
     try:
@@ -108,13 +107,9 @@ def busy(experiment: str, parameters: Mapping[str, Any], *, seed: int = 0, recor
         return True
 
 
-def _work(results: Path, experiment: str) -> Path:
-    """The folder of the working folders, which the folder of the records determines."""
-    return results.parent / "_build" / "work" / experiment
-
-
-def _lock(work: Path, name: str) -> Path:
-    return work / f"{name}.lock"
+def _lock(results: Path, experiment: str, name: str) -> Path:
+    """Return the lock of a run; its working folder stands beside it, under the same name without the ending."""
+    return results.parent / "_build" / "work" / experiment / f"{name}.lock"
 
 
 def _make(experiment: str, function: Experiment, parameters: dict[str, Any], seed: int, workdir: Path) -> Record:

@@ -12,7 +12,6 @@ import json
 import os
 import re
 import tempfile
-import uuid
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -55,23 +54,8 @@ def key(experiment: str, parameters: Mapping[str, Any], seed: int) -> str:
     Canonical means sorted keys, no spaces, lists for tuples, and whole floats written as integers: ``1`` and ``1.0``
     are the same parameter, since YAML, JSON and command lines do not keep them apart. ``true`` and ``1`` differ.
 
-    Parameters
-    ----------
-    experiment : str
-        Letters, digits, ``_``, ``-`` and ``.``; it names a folder.
-    parameters : mapping
-        JSON values under string keys.
-    seed : int
-        From 0 to 2^63 - 1.
-
-    Returns
-    -------
-    str
-
-    Raises
-    ------
-    CdlibError
-        If one of them cannot be recorded.
+    A CdlibError unless the experiment, which names a folder, is made of letters, digits, ``_``, ``-`` and ``.``, the
+    parameters are JSON values under string keys, and the seed is from 0 to 2^63 - 1.
     """
     if not isinstance(experiment, str) or not _NAME.fullmatch(experiment):
         raise CdlibError(
@@ -109,47 +93,21 @@ def read(path: Path) -> Record:
 
 
 def write(record: Mapping[str, Any], results: Path | None = None) -> Path:
-    """Write a record for good.
+    """Write a record with all `FIELDS` for good, and return its file; `results` is the folder, default `folder()`.
 
-    Of several writers of one record exactly one succeeds, and a reader sees a whole file or none.
-
-    Parameters
-    ----------
-    record : mapping
-        With all `FIELDS`.
-    results : Path, optional
-        The folder of the records; default `folder()`.
-
-    Returns
-    -------
-    Path
-        The new file.
-
-    Raises
-    ------
-    FileExistsError
-        If the run is recorded already.
-    CdlibError
-        If the record is not fit to be written or the folder cannot be written to.
+    A reader sees a whole file or none. A FileExistsError if the run is recorded already: of several writers of one
+    record exactly one succeeds. A CdlibError if the record is not fit to be written or the folder cannot be written to.
     """
     record = checked(record, "record")
     _validate(record)
     path = _path(results, record["experiment"], record["key"])
     check_writable(path.parent)
-    temporary = path.with_name(f".{path.stem}.{uuid.uuid4().hex}.tmp")
-    try:
-        with open(temporary, "x", encoding="utf-8") as file:
-            file.write(json.dumps({name: record[name] for name in FIELDS}, indent=2, ensure_ascii=False) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
-        _place(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    for stale in path.parent.glob(f".{path.stem}.*.tmp"):  # of writers that were killed, or that have lost by now
+    text = json.dumps({name: record[name] for name in FIELDS}, indent=2, ensure_ascii=False)
+    with files.atomic(path, new=True) as file:
+        file.write(f"{text}\n".encode())
+    for stale in path.parent.glob(f"{path.name}.*.tmp"):  # of writers that were killed, or that have lost by now
         with contextlib.suppress(OSError):
             stale.unlink()
-    with contextlib.suppress(OSError):
-        files.sync(path.parent)
     return path
 
 
@@ -191,17 +149,15 @@ def load(results: Path | None = None, experiment: str | None = None) -> pd.DataF
     patterns = [f"{experiment}/*.json"] if experiment else ["*.json", "*/*.json"]  # a stray file is an error, not a run
     records = [read(path) for pattern in patterns for path in sorted(results.glob(pattern))]
     records.sort(key=lambda r: (r["experiment"], json.dumps(canonical(r["parameters"]), sort_keys=True), r["seed"]))
-    given = [dict(_flat(record["parameters"])) for record in records]
-    found = [dict(_flat(record["metrics"])) for record in records]
-    shared = set().union(*given) & set().union(*found)
-    clash = shared | {"key", "experiment", "seed", *LAST}
+    given, found = ([dict(_flat(record[part])) for record in records] for part in ("parameters", "metrics"))
+    clash = set().union(*given) & set().union(*found) | {"key", "experiment", "seed", *LAST}
     given = [_renamed(values, clash, "parameters") for values in given]
     found = [_renamed(values, clash, "metrics") for values in found]
     rows = [
         {"experiment": record["experiment"], "seed": record["seed"], **one, **other, **_closing(record)}
         for record, one, other in zip(records, given, found, strict=True)
     ]
-    middle = dict.fromkeys([name for values in (*given, *found) for name in values])
+    middle = dict.fromkeys(name for values in (*given, *found) for name in values)
     frame = pd.DataFrame(rows, index=pd.Index([record["key"] for record in records], name="key", dtype=str))
     return frame.reindex(columns=["experiment", "seed", *middle, *LAST])
 
@@ -225,18 +181,6 @@ def _validate(record: Any) -> None:
     checked(record["metrics"], "metrics")
 
 
-def _place(temporary: Path, path: Path) -> None:
-    """Give a finished file its name unless that is taken: a hard link is refused where a rename would overwrite."""
-    try:
-        os.link(temporary, path)
-    except FileExistsError:
-        raise FileExistsError(f"already recorded: {path}") from None
-    except OSError:  # a file system without hard links (FAT, some network drives): next best, a moment's gap
-        if path.exists():
-            raise FileExistsError(f"already recorded: {path}") from None
-        os.rename(temporary, path)
-
-
 def _no_constant(text: str) -> None:
     raise ValueError(f"{text} is not JSON")
 
@@ -258,7 +202,3 @@ def _closing(record: Record) -> dict[str, Any]:
     commit = origin["commit"] and origin["commit"][:12] + ("-dirty" if origin["dirty"] else "")
     machine = ", ".join(str(part) for part in (origin["machine"].get("gpu"), origin["machine"].get("cpu")) if part)
     return {"wall_s": record["wall_s"], "machine": machine, "commit": commit, "date": origin["date"]}
-
-
-def _ordered(names: list[str]) -> list[str]:
-    return list(dict.fromkeys(names))

@@ -35,27 +35,10 @@ SHARES = (0.5, 0.7, 0.8, 0.9, 0.95)
 
 
 def plans(model: str, *, data: str = "cifar10", epochs: int = 10, runs: int = 100) -> list[dict[str, Any]]:
-    """Return the parameters of all runs of a network.
+    """Return the parameters of all runs of a network, one of `RECIPES`; a CdlibError for another, or without epochs.
 
-    Parameters
-    ----------
-    model : str
-        One of `RECIPES`.
-    data : str, default "cifar10"
-        A name for `cdlib.data.load`.
-    epochs : int, default 10
-        Of training; where a method trains further, that takes four tenths of it at a tenth of the learning rate.
-    runs : int, default 100
-        Forward passes to time.
-
-    Returns
-    -------
-    list of dict
-
-    Raises
-    ------
-    CdlibError
-        If the network is not one of the sweep's, or the number of epochs is none.
+    `data` is a name for `cdlib.data.load`, `runs` how many forward passes are timed. Where a method trains further than
+    `epochs`, that takes four tenths of them at a tenth of the learning rate.
     """
     check_choice("model", model, RECIPES)
     recipe = {"epochs": epochs, "batch_size": 128, "precision": "bf16", "channels_last": True, **RECIPES[model]}
@@ -110,7 +93,7 @@ def sweep(
     records: dict[int, store.Record] = {}
     with tqdm(total=len(todo), unit="run", disable=not progress) as bar:
         while left := [index for index in range(len(todo)) if index not in records]:
-            index = next((i for i in left if not busy(EXPERIMENT, todo[i][0], seed=todo[i][1])), left[0])
+            index = next((i for i in left if not busy(EXPERIMENT, *todo[i])), left[0])
             plan, seed = todo[index]
             bar.set_postfix_str(f"{' '.join(map(str, plan['method'].values()))}, seed {seed}")
             records[index] = run(EXPERIMENT, prune_and_train, plan, seed=seed)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from cdlib.errors import CdlibError
@@ -14,42 +14,24 @@ _PATH = re.compile(r"(?:^|[\s=:,;'\"(\[])(?:~?/(?![/\s])|[A-Za-z]:[\\/](?!/))\S"
 
 
 def checked(values: Mapping[str, Any], name: str) -> dict[str, Any]:
-    """Return a deep copy of `values` as JSON will give them back (lists for tuples), or raise.
+    """Return a deep copy of `values` as JSON will give them back (lists for tuples); `name` is for the message.
 
-    Parameters
-    ----------
-    values : mapping
-        To be recorded.
-    name : str
-        What the values are, for the message.
-
-    Returns
-    -------
-    dict
-
-    Raises
-    ------
-    CdlibError
-        If a value is no JSON value, is NaN or infinite, or holds an absolute path, which means nothing on another
-        machine.
+    A CdlibError if a value is no JSON value, is NaN or infinite, or holds an absolute path, which means nothing on
+    another machine.
     """
     if not isinstance(values, Mapping):
         raise CdlibError(f"{name} is a {type(values).__name__}; give a dict of JSON values.")
-    return {label: _checked(value, f"{name}.{label}") for label, value in _items(values, name)}
-
-
-def _items(values: Mapping[Any, Any], name: str) -> Iterator[tuple[str, Any]]:
-    for label, value in values.items():
-        if not isinstance(label, str):
-            raise CdlibError(
-                f"{name} has the key {label!r}, a {type(label).__name__}; JSON takes only strings as keys."
-            )
-        yield label, value
+    copied: dict[str, Any] = _checked(values, name)
+    return copied
 
 
 def _checked(value: Any, name: str) -> Any:
     if isinstance(value, Mapping):
-        return {label: _checked(inner, f"{name}.{label}") for label, inner in _items(value, name)}
+        for label in value:
+            if not isinstance(label, str):
+                kind = type(label).__name__
+                raise CdlibError(f"{name} has the key {label!r}, a {kind}; JSON takes only strings as keys.")
+        return {label: _checked(inner, f"{name}.{label}") for label, inner in value.items()}
     if isinstance(value, list | tuple):
         return [_checked(inner, f"{name}[{index}]") for index, inner in enumerate(value)]
     if isinstance(value, str) and _PATH.search(value):

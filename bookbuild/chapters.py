@@ -71,10 +71,7 @@ class Result:
 def find(root: Path) -> list[Chapter]:
     """Return the chapters of the book in a folder, in the order of their numbers.
 
-    Raises
-    ------
-    CdlibError
-        If there is none, two share a number, or one cannot be read or has no usable `parameters` cell.
+    A CdlibError if there is none, two share a number, or one cannot be read or has no usable `parameters` cell.
     """
     chapters = [_chapter(path) for path in sorted((root / "notebooks").glob("*.md")) if _NAME.fullmatch(path.stem)]
     if not chapters:
@@ -97,23 +94,11 @@ def plan(
     profile: str = "quick",
     parameters: Mapping[str, object] | None = None,
 ) -> list[Job]:
-    """Return what is to run in the book of a folder, with every parameter settled.
+    """Return what is to run in the book of a folder, with every parameter settled: all chapters or those of `numbers`.
 
-    Parameters
-    ----------
-    root : Path
-        The folder of the book.
-    numbers : iterable of str or int, optional
-        Which chapters; default all of them.
-    profile : str, default "quick"
-        Whose values replace the chapters' own; see `profiles`.
-    parameters : mapping, optional
-        Values that replace the profile's, in every chosen chapter; text is read as what the default is.
-
-    Raises
-    ------
-    CdlibError
-        If a chapter, the profile or a parameter is unknown, or a value is not of its default's type.
+    The values of a profile (see `profiles`) replace the chapters' own, and `parameters` replace the profile's in every
+    chosen chapter; text is read as what the default is. A CdlibError if a chapter, the profile or a parameter is
+    unknown, or a value is not of its default's type.
     """
     chapters = {chapter.number: chapter for chapter in find(root)}
     wanted = sorted({str(number).zfill(2) for number in numbers} if numbers is not None else chapters)

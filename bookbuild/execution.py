@@ -36,10 +36,7 @@ KEPT = 8  # runs kept of one chapter
 def building(root: Path) -> Iterator[None]:
     """Keep ``_build`` to this process in a ``with`` statement, after waiting for another that is at work there.
 
-    Raises
-    ------
-    CdlibError
-        If something in the block cannot be written, with the system's reason.
+    A CdlibError if something in the block cannot be written, with the system's reason.
     """
     folder = root / "_build"
     try:

@@ -29,26 +29,11 @@ KEPT_METADATA = ("tags", "mystnb", "jupyter")
 
 
 def assemble(source: NotebookNode, executed: NotebookNode, record: Mapping[str, Any]) -> NotebookNode:
-    """Return the notebook that shows `source` with the outputs of `executed`, in normal form.
+    """Return the notebook that shows `source`, a chapter as it is now, with the outputs of `executed`, in normal form.
 
-    Parameters
-    ----------
-    source : NotebookNode
-        The chapter as it is now, without outputs.
-    executed : NotebookNode
-        A run of the same code cells; its text may be older. It may hold one more cell, the injected parameters.
-    record : mapping
-        What is to be remembered of the run, as JSON values: ``metadata.cdlib`` of the notebook.
-
-    Returns
-    -------
-    NotebookNode
-        Deterministic cell ids, code cells numbered 1 to n, and no metadata but tags, figure options and the record.
-
-    Raises
-    ------
-    ValueError
-        If the code cells are others.
+    That is with deterministic cell ids, code cells numbered 1 to n, and no metadata but tags, figure options and, as
+    ``metadata.cdlib``, the `record`: JSON values, what is to be remembered of the run. The text of `executed` may be
+    older, and it may hold one more cell, the injected parameters; if its code is other, that is a ValueError.
     """
     ran = code_cells(executed)
     injected = next((cell for cell in executed.cells if INJECTED in tags(cell)), None)

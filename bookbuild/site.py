@@ -61,12 +61,8 @@ def build(results: Sequence[Result], root: Path) -> Path:
     """Build the site unless it is up to date, and return its first page.
 
     Pages are made in a folder of their own, which takes the place of ``_build/html`` when it is complete and checked: a
-    build that fails or is stopped leaves the last good site. The site holds the hash of what it was made of.
-
-    Raises
-    ------
-    CdlibError
-        If Sphinx gives a warning or a page did not come out as it should.
+    build that fails or is stopped leaves the last good site. The site holds the hash of what it was made of. A
+    CdlibError if Sphinx gives a warning or a page did not come out as it should.
     """
     top = root / "_build"
     site, new, old, staged = (top / name for name in ("html", "html.new", "html.old", "stage"))

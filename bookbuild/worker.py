@@ -21,18 +21,9 @@ def run(
 ) -> None:
     """Execute ``in.ipynb`` of a folder to ``out.ipynb``, which papermill saves after every cell.
 
-    Parameters
-    ----------
-    folder : Path
-        Where both are. What the kernel writes past the notebook goes to ``log``.
-    place : Path
-        The kernel's working directory.
-    parameters : mapping
-        Values to inject; without any, no cell is added.
-    environment : mapping
-        Added to the environment of the kernel.
-    pipe : Connection
-        Is sent the index of every cell that starts, then None, or the reason why the last one failed.
+    What the kernel writes past the notebook goes to ``log`` in the folder; `place` is its working directory, and
+    `environment` is added to its environment. Without `parameters`, no cell is added. The pipe is sent the index of
+    every cell that starts, then None, or the reason why the last one failed.
     """
     os.environ.update(environment)
     log = os.open(folder / "log", os.O_WRONLY | os.O_CREAT)

@@ -68,11 +68,16 @@ def prune(
 
     import cdlib
     from cdlib.pruning import MEASURES, lowest
+    from cdlib.serialization import check_place
     from cdlib.surgery import rewritten
 
     check_share("--ratio", ratio)
     check_seed(seed, "--seed")
-    _check(saliency, [name for name in MEASURES if name != "taylor"], round_to, output, force)
+    check_choice("saliency", saliency, [name for name in MEASURES if name != "taylor"])
+    check_whole("--round-to", round_to, 1)
+    check_place(output)
+    if output.exists() and not force:
+        raise CdlibError(f"{output} exists: give another name, or --force to replace it.")
     torch.manual_seed(seed)
     network, example = options.network(model, shape, classes, option, weights)
     with options.status("finding the groups"):
@@ -102,17 +107,6 @@ def prune(
     if not options.has_weights(model, weights):
         print(f"note: {model} had random weights: give --weights to prune a trained network", file=sys.stderr)
     print_json(facts) if as_json else print_pruned(facts)
-
-
-def _check(saliency: str, measures: Any, round_to: int, output: Path, force: bool) -> None:
-    """Raise what can be known before the network is built."""
-    from cdlib.serialization import check_place
-
-    check_choice("saliency", saliency, measures)
-    check_whole("--round-to", round_to, 1)
-    check_place(output)
-    if output.exists() and not force:
-        raise CdlibError(f"{output} exists: give another name, or --force to replace it.")
 
 
 def _nothing(found: Any, chosen: list[Any], ratio: float, round_to: int) -> str:

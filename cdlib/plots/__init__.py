@@ -1,8 +1,7 @@
 """Figures of profiles, comparisons and groups, in one style."""
 
 from cdlib.plots.book_style import COLOURS, LINES, MARKERS, WIDTH, style
-from cdlib.plots.columns import strips
-from cdlib.plots.figures import bubbles, comparison, timeline
+from cdlib.plots.figures import bubbles, comparison, strips, timeline
 from cdlib.plots.group_drawing import groups
 from cdlib.plots.point_labels import label_points
 

@@ -1,18 +1,19 @@
-"""The figures of profiles and comparisons that several chapters share.
+"""The figures of profiles, comparisons and runs that several chapters share.
 
 A chapter's one-off figures stay in the chapter. Nothing here shows a figure: the notebook does.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
 
 from cdlib.complexity import Profile, in_units
-from cdlib.errors import CdlibError, unknown
-from cdlib.plots.book_style import COLOURS, INK, WIDTH, new_axes
+from cdlib.errors import CdlibError, check_choice
+from cdlib.plots.book_style import COLOURS, INK, MARKERS, WIDTH, new_axes
 from cdlib.plots.point_labels import label_points
 
 if TYPE_CHECKING:
@@ -20,7 +21,6 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from cdlib.report import Comparison
-
 
 LABELS = {
     "macs": "MACs",
@@ -63,8 +63,7 @@ def bubbles(
     The figure is modelled on Figure 1 of Zawish, Davy and Abraham (2022), arXiv:2208.12816.
     """
     for column in (x, y, size):
-        if column not in layers:
-            raise unknown("column", column, layers.columns)
+        check_choice("column", column, layers.columns)
     working = layers[(layers[x] > 0) & (layers[y] > 0)]
     if working.empty:
         raise CdlibError(f"no layer has both {x} and {y}; there is nothing to draw.")
@@ -89,7 +88,7 @@ def timeline(profile: Profile, *, ax: Axes | None = None) -> Axes:
     profile : Profile
         Of the network.
     ax : Axes, optional
-        Where to draw; default a new figure.
+        As for `bubbles`.
 
     Returns
     -------
@@ -120,13 +119,45 @@ def timeline(profile: Profile, *, ax: Axes | None = None) -> Axes:
         horizontalalignment="right" if left else "left",
         verticalalignment="bottom",
     )
-    axes.set(
-        xlabel="operator, in the order of the run",
-        ylabel="live activations",
-        xlim=(0, len(live)),
-        ylim=(0, 1.25 * live.max()),
-    )
+    axes.set(xlabel="operator, in the order of the run", ylabel="live activations")
+    axes.set(xlim=(0, len(live)), ylim=(0, 1.25 * live.max()))
     _in_units(axes, "y", "B")
+    return axes
+
+
+def strips(runs: Mapping[str, Iterable[float]], *, ax: Axes | None = None) -> Axes:
+    """Draw a column of marks for each method, one for each of its runs, and a bar at their mean.
+
+    Parameters
+    ----------
+    runs : mapping of str to iterable of float
+        The values of each method, in any order; those of a column stand beside one another.
+    ax : Axes, optional
+        As for `bubbles`.
+
+    Returns
+    -------
+    Axes
+        With a line and a collection per method, in this order, at x = 0, 1, 2 and so on.
+
+    Raises
+    ------
+    CdlibError
+        If there is no method, or one without runs.
+    """
+    columns = {name: np.asarray(list(values), dtype=float) for name, values in runs.items()}
+    for name, values in columns.items() or {"": np.empty(0)}.items():
+        if not len(values):
+            raise CdlibError(f"no runs of {name!r} to draw: give at least one of each.")
+    axes = ax or new_axes()
+    for place, values in enumerate(columns.values()):
+        beside = place + 0.36 * ((np.arange(len(values)) + 0.5) / len(values) - 0.5)
+        mark = MARKERS[place % len(MARKERS)]
+        axes.plot(beside, values, mark, color=COLOURS[0], linestyle="none", markersize=4.5)
+        axes.hlines(values.mean(), place - 0.33, place + 0.33, color="black", linewidth=2)
+    axes.set_xticks(range(len(columns)), list(columns))
+    axes.set_xlim(-0.6, len(columns) - 0.4)
+    axes.grid(axis="x", visible=False)
     return axes
 
 

@@ -42,7 +42,7 @@ class Node:
 
     text: str
     kind: Kind
-    groups: tuple[str, ...]
+    groups: tuple[str, ...] = ()
 
 
 @dataclass
@@ -81,46 +81,39 @@ class _Maker:
         self._made = groups.walk.ledger.marked(groups.walk.ledger.produced)
         self._source: dict[int, list[int]] = {}
         self._outer: dict[int, Op] = {}
-        graph = groups.graph
         if not inside:
-            for value in graph.inputs:
-                self._add(Node("input", "end", ()), value, [])
-        for op in graph.ops:
-            if op.outputs:
-                self._enter(op)
-        if sources := self._from(graph.outputs, enter=False):
-            self._edges(sources, self._new(Node("output", "end", ())))
+            for value in groups.graph.inputs:
+                self._add(Node("input", "end"), [value])
+        for op in groups.graph.ops:
+            data = [value for value in op.inputs if value.kind in ("activation", "input")]
+            if data and op.outputs:
+                within = not inside or f"{op.module}.".startswith(f"{inside}.")
+                self._enter(op, data) if within else self._leave(op, data)
+        if sources := self._from(groups.graph.outputs, enter=False):
+            self._new(Node("output", "end"), sources)
 
-    def _enter(self, op: Op) -> None:
-        data = [value for value in op.inputs if value.kind in ("activation", "input")]
-        if not data:
+    def _enter(self, op: Op, data: list[Value]) -> None:
+        sources = self._from(data)
+        if not _is_drawn(op):
+            self._pass_on(op, sources)
             return
-        if not self._is_inside(op):
-            self._leave(op, data)
-        elif not op.does_work or op.name in _COPIES:
-            for value in op.outputs:
-                self._source[value.index] = self._from(data)
-        else:
-            sources = self._from(data)
-            kind = self._kind(op, sources)
-            self._add(Node(self._text(op, kind), kind, self._of(op.outputs)), op.outputs, sources)
-            if op.target._schema.is_mutable:
-                for value in self.groups.graph.values:
-                    if value.storage == op.outputs[0].storage and value.index in self._source:
-                        self._source[value.index] = self._source[op.outputs[0].index]
+        kind = self._kind(op, sources)
+        self._add(Node(self._text(op, kind), kind, self._of(op.outputs)), op.outputs, sources)
+        if op.target._schema.is_mutable:
+            for value in self.groups.graph.values:
+                if value.storage == op.outputs[0].storage and value.index in self._source:
+                    self._source[value.index] = self._source[op.outputs[0].index]
 
     def _leave(self, op: Op, data: list[Value]) -> None:
         """An operator outside: noted as a source; an end of the edges that lead to it."""
-        for value in op.outputs:
-            self._outer[value.index] = op
+        self._outer |= {value.index: op for value in op.outputs}
         sources = [node for node in self._from(data, enter=False) if self.diagram.nodes[node].kind != "end"]
-        if sources and (op.does_work and op.name not in _COPIES):
-            self._edges(sources, self._new(Node(f"to {op.module or op.name}", "end", ())))
+        if sources and _is_drawn(op):
+            self._new(Node(f"to {op.module or op.name}", "end"), sources)
             for value in data:
                 self._source.pop(value.index, None)
         elif sources:
-            for value in op.outputs:
-                self._source[value.index] = sources
+            self._pass_on(op, sources)
 
     def _from(self, values: Iterable[Value], *, enter: bool = True) -> list[int]:
         """The nodes that some tensors come from; an end is made for what comes from outside."""
@@ -128,26 +121,22 @@ class _Maker:
         for value in values:
             if enter and value.index not in self._source and self.inside:
                 op = self._outer.get(value.index)
-                text = f"from {op.module or op.name}" if op else "from the input"
-                self._add(Node(text, "end", ()), value, [])
+                self._add(Node(f"from {op.module or op.name}" if op else "from the input", "end"), [value])
             found |= dict.fromkeys(self._source.get(value.index, []))
         return list(found)
 
-    def _new(self, node: Node) -> int:
+    def _new(self, node: Node, sources: Iterable[int] = ()) -> int:
+        number = len(self.diagram.nodes)
         self.diagram.nodes.append(node)
-        return len(self.diagram.nodes) - 1
-
-    def _edges(self, sources: list[int], number: int) -> None:
         self.diagram.edges += [(source, number) for source in sources]
+        return number
 
-    def _add(self, node: Node, values: Value | Iterable[Value], sources: list[int]) -> None:
-        number = self._new(node)
-        self._edges(sources, number)
-        for value in (values,) if isinstance(values, Value) else values:
-            self._source[value.index] = [number]
+    def _add(self, node: Node, values: Iterable[Value], sources: Iterable[int] = ()) -> None:
+        number = self._new(node, sources)
+        self._source |= {value.index: [number] for value in values}
 
-    def _is_inside(self, op: Op) -> bool:
-        return not self.inside or op.module == self.inside or op.module.startswith(f"{self.inside}.")
+    def _pass_on(self, op: Op, sources: list[int]) -> None:
+        self._source |= {value.index: sources for value in op.outputs}
 
     def _kind(self, op: Op, sources: list[int]) -> Kind:
         """A stem makes channels by a product with a weight; a joint has several sources; accessories are the rest."""
@@ -179,6 +168,10 @@ class _Maker:
             layer = op.module if only else ""
         layer = layer.removeprefix(self.inside).strip(".")
         return f"{word} · {layer}" if layer else word
+
+
+def _is_drawn(op: Op) -> bool:
+    return op.does_work and op.name not in _COPIES
 
 
 def _kernel(op: Op) -> str:

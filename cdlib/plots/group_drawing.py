@@ -220,20 +220,14 @@ def _node(
     room = len(letters) * STEP
     ground = None if look.solid else {"facecolor": "white", "edgecolor": "none", "pad": 0.8}
     axes.text(x + room / 2, y, node.text, ha="center", va="center", fontsize=font, zorder=4, bbox=ground)
-    middle: dict[str, Any] = {
-        "ha": "center",
-        "va": "center_baseline",
-        "fontsize": font - 1,
-        "weight": "bold",
-        "zorder": 6,
-    }
+    middle: dict[str, Any] = {"ha": "center", "va": "center_baseline", "fontsize": font - 1, "weight": "bold"}
     first = x - room / 2 - _text_width(node.text) / 2 + BADGE
     for k, each in enumerate(letters):
         centre = (first + k * STEP, y)
         red, green, blue = to_rgb(each.colour if each.solid else "white")
         axes.add_patch(Circle(centre, BADGE, zorder=5, facecolor=(red, green, blue), edgecolor=each.colour, lw=1.2))
         dark = 0.2126 * red + 0.7152 * green + 0.0722 * blue < 0.4
-        axes.text(*centre, each.letter, color="white" if dark else "black", **middle)
+        axes.text(*centre, each.letter, color="white" if dark else "black", zorder=6, **middle)
 
 
 def _handles(groups: Groups, found: Diagram, looks: dict[str, Look]) -> list[Any]:

@@ -26,18 +26,10 @@ GAP = 0.14  # between neighbours
 
 @dataclass(frozen=True)
 class Layout:
-    """Where things are: x to the right, y the number of the layer, from 0 at the top.
+    """Where things are: x to the right, y the number of the layer, from 0 at the top."""
 
-    Attributes
-    ----------
-    places : dict from int to (x, y)
-        The centre of each node.
-    routes : dict from (int, int) to list of (x, y)
-        For each edge, the centres of its ends and, between them, of its stops.
-    """
-
-    places: dict[int, Place]
-    routes: dict[Edge, list[Place]]
+    places: dict[int, Place]  # the centre of each node
+    routes: dict[Edge, list[Place]]  # for each edge, the centres of its ends and, between them, of its stops
 
 
 def layered(widths: Sequence[float], edges: Sequence[Edge]) -> Layout:

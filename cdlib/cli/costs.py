@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+import cdlib
 from cdlib.cli import options, output
 from cdlib.cli.options import INPUT, Classes, Json, Model, Option, Settings, Shape, Weights
 from cdlib.errors import CdlibError
@@ -26,12 +27,9 @@ def profile(
     as_json: Json = False,
 ) -> None:
     """Count parameters, MACs and memory, layer by layer."""
-    import cdlib
-    from cdlib.models import RECIPE
-
     network, example = options.network(model, shape, classes, option, weights)
     found = cdlib.profile(network, example)
-    width = getattr(network, RECIPE, {}).get("classes")
+    width = getattr(network, cdlib.models.RECIPE, {}).get("classes")
     if as_json:
         rows = [{"layer": name, **row} for name, row in found.layers.to_dict("index").items()]
         facts = {"model": model, "input": list(example.shape[1:]), "classes": width, "totals": found.totals()}
@@ -64,21 +62,17 @@ def compare(
     """
     import torch
 
-    from cdlib import data as datasets
-    from cdlib import report
-
-    split, example = None, None
-    if data is not None:
-        dataset = datasets.load(data)
+    split: Any = None
+    if data is None:
+        saved = [Path(name) for name in (before, after, weights_a, weights_b) if name is not None]
+        example = options.sample(shape, saved)
+    else:
+        dataset = cdlib.data.load(data)
         split, example = dataset.test, dataset.test.input()
         classes = classes or len(dataset.classes)
         if shape is not None and options.zeros(shape).shape != example.shape:
-            raise CdlibError(
-                f"--input {shape} is not the shape of {data}, {output.times(dataset.shape)}: leave it out."
-            )
-    if example is None:
-        saved = [Path(name) for name in (before, after, weights_a, weights_b) if name is not None]
-        example = options.sample(shape, saved)
+            wanted = output.times(dataset.shape)
+            raise CdlibError(f"--input {shape} is not the shape of {data}, {wanted}: leave it out.")
     networks: dict[str, nn.Module] = {}
     for name, weights, option in ((before, weights_a, option_a), (after, weights_b, option_b)):
         torch.manual_seed(0)
@@ -90,8 +84,8 @@ def compare(
             split = None
         label = " ".join([name, *(option or []), *([weights.name] if weights else [])])
         networks[label if label not in networks else f"{label} (again)"] = network
-    measured = report.measure(networks, split, example_input=example, runs=runs, progress=sys.stderr.isatty())
-    comparison = report.compare(*measured.values())
+    measured = cdlib.report.measure(networks, split, example_input=example, runs=runs, progress=sys.stderr.isatty())
+    comparison = cdlib.report.compare(*measured.values())
     if not as_json:
         output.say(comparison)
         return

@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+import cdlib
 from cdlib.cli import output
 from cdlib.cli.options import Json
 
@@ -14,25 +15,19 @@ DataName = Annotated[str, typer.Argument(help="digits, cifar10, cifar100 or fold
 
 def where(name: DataName, as_json: Json = False) -> None:
     """Say where a data set is read from, or where it will be put."""
-    from cdlib import data
-
-    place = data.where(name)
+    place = cdlib.data.where(name)
     output.print_json({"name": name, "where": place, "exists": place.exists()}) if as_json else output.say(place)
 
 
 def fetch(name: DataName, as_json: Json = False) -> None:
     """Download what is missing, and make a data set ready for use without a network."""
-    from cdlib import data
-
-    place = data.fetch(name)
+    place = cdlib.data.fetch(name)
     output.print_json({"name": name, "where": place}) if as_json else output.say(place)
 
 
 def check(name: DataName, as_json: Json = False) -> None:
     """Read a whole data set without the network and say what it holds."""
-    from cdlib import data
-
-    found = data.check(name)
+    found = cdlib.data.check(name)
     if as_json:
         output.print_json(found)
         return

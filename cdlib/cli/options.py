@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+import cdlib
 from cdlib.errors import CdlibError
 
 if TYPE_CHECKING:
@@ -48,9 +49,7 @@ def sample(shape: str | None, files: list[Path]) -> Tensor:
     """
     from torch import Tensor
 
-    from cdlib.serialization import example_input
-
-    ran_on = (example_input(file) for file in files if shape is None and is_saved(file))
+    ran_on = (cdlib.serialization.example_input(file) for file in files if shape is None and is_saved(file))
     found: Any = next((given for given in ran_on if given is not None), None)
     if found is None:
         return zeros(shape or INPUT)
@@ -78,21 +77,19 @@ def build(model: str, classes: int, example: Tensor, settings: Settings, weights
 
     A CdlibError if the network or its weights cannot be had.
     """
-    from cdlib import models, serialization
-
     if is_saved(model):
-        return serialization.load(model)
+        return cdlib.load(model)
     options = _options(settings)
-    if "in_channels" in models.options(model):
+    if "in_channels" in cdlib.models.options(model):
         options.setdefault("in_channels", example.shape[1])
     for name in ("name", "classes", "pretrained"):
         if name in options:
             raise CdlibError(f"--option {name}=... is no option of a network: give MODEL, --classes or --weights.")
-    made = models.build(model, classes, **options)
+    made = cdlib.models.build(model, classes, **options)
     if weights is not None and is_saved(weights):
-        return serialization.load(weights, made)
+        return cdlib.load(weights, made)
     if weights is not None:
-        models.load_weights(made, weights)
+        cdlib.models.load_weights(made, weights)
     return made
 
 

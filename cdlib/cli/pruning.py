@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
+import cdlib
 from cdlib.cli import options
 from cdlib.cli.options import Classes, Json, Model, Option, Shape, Weights
 from cdlib.cli.output import print_groups, print_json, print_pruned
@@ -28,17 +29,12 @@ def groups(
     as_json: Json = False,
 ) -> None:
     """Show which channels can only be removed together, and whether they can be."""
-    import cdlib
-    from cdlib.grouping import parameter_share
-
     network, example = options.network(model, shape, classes, option, weights)
     with options.status("finding the groups"):
         found = cdlib.find_groups(network, example, keep=keep or ())
     prunable = found.prunable
-    shares = {
-        "prunable": parameter_share(network, prunable),
-        "zero_invariant": parameter_share(network, [group for group in prunable if group.zero_invariant]),
-    }
+    kinds = {"prunable": prunable, "zero_invariant": [group for group in prunable if group.zero_invariant]}
+    shares = {kind: cdlib.grouping.parameter_share(network, those) for kind, those in kinds.items()}
     keys = ("prunable", "zero_invariant", "reason", "stems")
     rows = [{"name": g.name, "units": g.size, **{key: getattr(g, key) for key in keys}} for g in found]
     facts = {"model": model, "input": list(example.shape[1:]), "share": shares, "groups": rows}
@@ -66,16 +62,11 @@ def prune(
     """Remove the least important units of every group, and save the smaller network."""
     import torch
 
-    import cdlib
-    from cdlib.pruning import MEASURES, lowest
-    from cdlib.serialization import check_place
-    from cdlib.surgery import rewritten
-
     check_share("--ratio", ratio)
     check_seed(seed, "--seed")
-    check_choice("saliency", saliency, [name for name in MEASURES if name != "taylor"])
+    check_choice("saliency", saliency, [name for name in cdlib.pruning.MEASURES if name != "taylor"])
     check_whole("--round-to", round_to, 1)
-    check_place(output)
+    cdlib.serialization.check_place(output)
     if output.exists() and not force:
         raise CdlibError(f"{output} exists: give another name, or --force to replace it.")
     torch.manual_seed(seed)
@@ -83,7 +74,7 @@ def prune(
     with options.status("finding the groups"):
         found = cdlib.find_groups(network, example, keep=keep or ())
     chosen = [group for group in found.prunable if group.zero_invariant or not zero_invariant]
-    drop = found.check(lowest(network, chosen, ratio, by=saliency, seed=seed), round_to)
+    drop = found.check(cdlib.pruning.lowest(network, chosen, ratio, by=saliency, seed=seed), round_to)
     removed = {name: len(units) for name, units in drop.items()}
     if ratio and not any(removed.values()):
         raise CdlibError(_nothing(found, chosen, ratio, round_to))
@@ -101,7 +92,7 @@ def prune(
         "saliency": saliency,
         "round_to": round_to,
         "groups": {group.name: {"units": group.size, "removed": removed.get(group.name, 0)} for group in found},
-        "rewritten": rewritten(small),
+        "rewritten": cdlib.surgery.rewritten(small),
         **{when: profile.totals() for when, profile in zip(("before", "after"), profiles, strict=True)},
     }
     if not options.has_weights(model, weights):

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+import cdlib
 from cdlib.cli import output
 from cdlib.cli.options import Json
 from cdlib.errors import check_choice, check_whole
@@ -28,10 +29,8 @@ def study(
 
     Stop it with Ctrl-C and start it again whenever you like; started several times, the processes share the work.
     """
-    from cdlib.study import sweep
-
     check_whole("--seeds", seeds, 1, 1000)
-    records = sweep(model, range(seeds), only=only or (), data=data, epochs=epochs)
+    records = cdlib.study.sweep(model, range(seeds), only=only or (), data=data, epochs=epochs)
     if as_json:
         output.print_json(records)
     else:
@@ -42,15 +41,13 @@ def results(
     experiment: Annotated[str | None, typer.Option(help="Only this experiment.")] = None, as_json: Json = False
 ) -> None:
     """List the recorded runs of the study."""
-    from cdlib.study import folder, load
-
-    frame = load()
+    frame = cdlib.study.load()
     if experiment is not None:
         check_choice("experiment", experiment, set(frame["experiment"]))
-        frame = load(experiment=experiment)
+        frame = cdlib.study.load(experiment=experiment)
     if as_json:
         output.print_json(json.loads(frame.reset_index().to_json(orient="records", double_precision=15)))
     elif frame.empty:
-        output.say(f"no records in {folder()}")
+        output.say(f"no records in {cdlib.study.folder()}")
     else:
         output.print_frame(frame.reset_index().dropna(axis="columns", how="all"))

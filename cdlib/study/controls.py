@@ -58,15 +58,8 @@ def above(cases: pd.DataFrame, line: pd.DataFrame, cost: str) -> pd.Series:
 def uniform_line(runs: pd.DataFrame) -> pd.DataFrame:
     """Return those of the recorded runs of a network that make its line: uniform widths, and the dense network.
 
-    Parameters
-    ----------
-    runs : DataFrame
-        Of one network, as `cdlib.study.recorded` returns them.
-
-    Returns
-    -------
-    DataFrame
-        Its rows that were trained once and for the epochs of the recipe, with no floor under the widths.
+    `runs` are of one network, as `cdlib.study.recorded` returns them; the line are those that were trained once and for
+    the epochs of the recipe, with no floor under the widths.
     """
     plain = runs["method.name"].isin(["dense", "uniform_width"])
     for option in ("fine_tune.epochs", "budget", "min_width"):

@@ -56,11 +56,8 @@ def prune_and_train(parameters: dict[str, Any], seed: int, workdir: Path) -> dic
         `widths`: what is left of each prunable group; `validation_accuracy`, `threads`, `fingerprint`; and what the
         method adds.
 
-    Raises
-    ------
-    CdlibError
-        For a name, an option or a field that is unknown or missing, or a value that is out of range, before anything is
-        trained; and for a training that diverges.
+    A CdlibError for a name, an option or a field that is unknown or missing, or a value that is out of range, before
+    anything is trained; and for a training that diverges.
     """
     for key in ("data", "model", "options", "recipe", "runs", "method"):
         _taken(dict(parameters), key)

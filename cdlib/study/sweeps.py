@@ -55,7 +55,7 @@ def plans(model: str, *, data: str = "cifar10", epochs: int = 10, runs: int = 10
 def sweep(
     model: str, seeds: Iterable[int], *, only: Iterable[str] = (), progress: bool = True, **options: Any
 ) -> list[store.Record]:
-    """Make the runs of a network that are not recorded yet.
+    """Make the runs of a network that are not recorded yet, and return the records of all, old and new.
 
     Several processes may share the work: each leaves what another is at for later, and at the end waits for it.
 
@@ -71,11 +71,6 @@ def sweep(
         Show a progress bar on standard error.
     **options
         Of `plans`.
-
-    Returns
-    -------
-    list of dict
-        The records, old and new.
 
     Raises
     ------

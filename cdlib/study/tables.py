@@ -27,19 +27,9 @@ OPTIONS = (
 def recorded(experiment: str, methods: Iterable[str] | None = None) -> pd.DataFrame:
     """Return the records of an experiment as a table that has every column a chapter may ask for.
 
-    Parameters
-    ----------
-    experiment : str
-        As `cdlib.study.load` takes it.
-    methods : iterable of str, optional
-        Only runs of these methods (`cdlib.study.methods.METHODS`).
-
-    Returns
-    -------
-    DataFrame
-        What `cdlib.study.load` returns, with gaps where a column of `method.` is in no record, and four columns
-        more: ``setting``, the method and its options in words; ``params left``, ``macs left`` and ``latency left``, as
-        shares of the dense network that was measured in the same run.
+    That is what `cdlib.study.load` returns of it, or of its runs of some `methods`, with gaps where a column
+    of `method.` is in no record, and four columns more: ``setting``, the method and its options in words; ``params
+    left``, ``macs left`` and ``latency left``, as shares of the dense network that was measured in the same run.
     """
     records = store.load(experiment=experiment)
     needed = ["data", "model", "recipe.epochs", "recipe.lr", "accuracy", *(f"method.{name}" for name in OPTIONS)]
@@ -55,10 +45,7 @@ def recorded(experiment: str, methods: Iterable[str] | None = None) -> pd.DataFr
 def described(run: Mapping[str, Any]) -> str:
     """Return the method of a recorded run and its options in words, for example "dhspg, 50 % fewer units".
 
-    Parameters
-    ----------
-    run : mapping
-        A row of `recorded`, or a part of it.
+    `run` is a row of `recorded`, or a part of it.
     """
     given: dict[str, Any] = {name: run.get(f"method.{name}") for name in OPTIONS}
     own = {name: value for name, value in given.items() if not pd.isna(value)}
@@ -89,16 +76,8 @@ def described(run: Mapping[str, Any]) -> str:
 def networks(records: pd.DataFrame) -> dict[str, pd.DataFrame]:
     """Return the records of each network apart: what was trained alike, on the same data, for the same time.
 
-    Parameters
-    ----------
-    records : DataFrame
-        Of `recorded`.
-
-    Returns
-    -------
-    dict of str to DataFrame
-        Titles like "vgg_mini, cifar10, 10 epochs", in alphabetical order of data and network; a second recipe of the
-        same length has a title with its number behind.
+    `records` are those of `recorded`. Each has a title like "vgg_mini, cifar10, 10 epochs", in alphabetical order of
+    data and network; that of a second recipe of the same length has its number behind.
     """
     same = [name for name in records.columns if name.split(".")[0] in ("options", "recipe")]
     training = records[same].apply(lambda row: " ".join(map(str, row)), axis=1) if len(records) else records["model"]
@@ -126,10 +105,6 @@ def summary(
         nothing is known, "-" is shown.
     count : str, default "seeds"
         Title of the first column, the number of runs.
-
-    Returns
-    -------
-    DataFrame
     """
     rows = {
         group: {count: len(part)}

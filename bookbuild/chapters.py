@@ -16,7 +16,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import jupytext
 import nbformat
+import papermill
 import yaml
 from nbformat import NotebookNode
 
@@ -158,8 +160,6 @@ def _profiles(root: Path) -> dict[str, dict[str, dict[str, object]]]:
 
 
 def _chapter(path: Path) -> Chapter:
-    import jupytext
-
     try:
         source = jupytext.reads(path.read_text(encoding="utf-8"), fmt="md:myst")
     except Exception as error:  # whatever the parser makes of a file that is not a chapter
@@ -173,8 +173,6 @@ def _chapter(path: Path) -> Chapter:
 
 def _parameters(source: NotebookNode, path: Path) -> tuple[dict[str, Value], dict[str, str]]:
     """Return values and comments of the `parameters` cell, which may hold only what papermill finds in it."""
-    import papermill
-
     logging.getLogger("papermill").setLevel(logging.ERROR)  # of what it cannot read, the error below tells
     cells = [cell.source for cell in source.cells if "parameters" in notebooks.tags(cell)]
     if len(cells) != 1:

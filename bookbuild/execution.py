@@ -22,6 +22,9 @@ from pathlib import Path
 from typing import Any
 
 import nbformat
+import psutil
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 import cdlib
 from bookbuild import notebooks, worker
@@ -60,9 +63,6 @@ def execute(jobs: list[Job], root: Path, workers: int = 2) -> list[Result]:
     is done and what failed. Runs are kept in ``_build/executed`` of the book, which `building` makes; if they cannot
     be, an `OSError` ends all of them.
     """
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
-
     console = Console(stderr=True)
     columns = SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("cells")
     moving = console.is_terminal
@@ -184,8 +184,6 @@ class _Run:
 
     def close(self) -> None:
         """End the process and all that it started, at once: a kernel is in a session of its own."""
-        import psutil
-
         if self.process.pid is not None:
             with contextlib.suppress(psutil.NoSuchProcess):
                 family = [psutil.Process(self.process.pid)]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
@@ -12,9 +12,6 @@ import cdlib
 from cdlib.cli import options, output
 from cdlib.cli.options import INPUT, Classes, Json, Model, Option, Settings, Shape, Weights
 from cdlib.errors import CdlibError
-
-if TYPE_CHECKING:
-    from torch import nn
 
 
 def profile(
@@ -73,7 +70,7 @@ def compare(
         if shape is not None and options.zeros(shape).shape != example.shape:
             wanted = output.times(dataset.shape)
             raise CdlibError(f"--input {shape} is not the shape of {data}, {wanted}: leave it out.")
-    networks: dict[str, nn.Module] = {}
+    networks: dict[str, Any] = {}
     for name, weights, option in ((before, weights_a, option_a), (after, weights_b, option_b)):
         torch.manual_seed(0)
         network = options.build(name, classes or 10, example, option, weights)

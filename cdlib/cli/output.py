@@ -12,10 +12,10 @@ from collections.abc import Container, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import cdlib
+
 if TYPE_CHECKING:
     import pandas as pd
-
-    from cdlib.complexity import Profile
 
 _reports: list[Any] = []
 """Where reports go: the standard outputs of the commands that are running."""
@@ -72,10 +72,9 @@ def print_frame(frame: pd.DataFrame) -> None:
     print_table(columns, [[_cell(value) for value in row] for row in frame.itertuples(index=False)], right=numbers)
 
 
-def print_layers(found: Profile) -> None:
+def print_layers(found: cdlib.Profile) -> None:
     """Print a row per layer of a profile, in decimal units."""
-    from cdlib.complexity import in_units
-
+    in_units = cdlib.complexity.in_units
     counts = {"params": "", "macs": "", "weight_bytes": "B", "activation_bytes": "B", "peak_activation_bytes": "B"}
     rows = [
         [name, row["kind"], times(row["output_shape"]), *(in_units(row[key], unit) for key, unit in counts.items())]
@@ -85,7 +84,7 @@ def print_layers(found: Profile) -> None:
     print_table(headings, rows, right=range(3, 8))
 
 
-def print_totals(found: Profile) -> None:
+def print_totals(found: cdlib.Profile) -> None:
     """Print the totals of a profile, in decimal units and exactly."""
     for (label, text), exact in zip(found.summary().items(), found.totals().values(), strict=True):
         say(f"  {label:20} {text:>12}  {'' if exact is None else format(exact, ','):>18}")
@@ -109,8 +108,7 @@ def print_groups(facts: dict[str, Any]) -> None:
 
 def print_pruned(facts: dict[str, Any], most: int = 6) -> None:
     """Print what `cdlib prune --json` does: units removed, counts before and after, `most` of the modules rewritten."""
-    from cdlib.complexity import in_units
-
+    in_units = cdlib.complexity.in_units
     size, groups = times(facts["input"]), facts["groups"].values()
     removed, units = (sum(group[key] for group in groups) for key in ("removed", "units"))
     touched = sum(group["removed"] > 0 for group in groups)

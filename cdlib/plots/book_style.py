@@ -7,10 +7,11 @@ colour-blind (every series has a marker and a line style of its own, besides its
 from __future__ import annotations
 
 import sys
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
+import matplotlib as mpl
+import matplotlib.pyplot as plt
+from cycler import cycler
+from matplotlib.axes import Axes
 
 # Paul Tol's high-contrast scheme (personal.sron.nl/~pault): safe for the colour-blind, and four distinct greys in
 # print.
@@ -23,9 +24,6 @@ WIDTH = 5.0  # inches: text of 10 points stays above 8 pixels on a phone that sh
 
 def style() -> None:
     """Set the book's style for all figures made from now on, and vectors as the output format inside a notebook."""
-    import matplotlib as mpl
-    from cycler import cycler
-
     mpl.rcParams.update(
         {
             "axes.axisbelow": True,
@@ -59,6 +57,4 @@ def style() -> None:
 
 def new_axes() -> Axes:
     """Return the axes of a new figure."""
-    import matplotlib.pyplot as plt
-
     return plt.subplots(layout="constrained")[1]

@@ -6,21 +6,19 @@ A chapter's one-off figures stay in the chapter. Nothing here shows a figure: th
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import EngFormatter
 
 from cdlib.complexity import Profile, in_units
 from cdlib.errors import CdlibError, check_choice
 from cdlib.plots.book_style import COLOURS, INK, MARKERS, WIDTH, new_axes
 from cdlib.plots.point_labels import label_points
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
-
-    from cdlib.report import Comparison
+from cdlib.report import Comparison
 
 LABELS = {
     "macs": "MACs",
@@ -176,8 +174,6 @@ def comparison(compared: Comparison) -> Figure:
     Figure
         Its axes hold one bar per row, from the top down, whose width is the ratio; none where `before` is 0.
     """
-    import matplotlib.pyplot as plt
-
     frame, text = compared.frame, compared.text()
     ratios = frame["after"].astype(float) / frame["before"].astype(float).replace(0, np.nan)
     figure, axes = plt.subplots(figsize=(WIDTH, 1.0 + 0.42 * len(frame)), layout="constrained")
@@ -210,6 +206,4 @@ def _change(ratio: float, change: str) -> str:
 
 def _in_units(axes: Axes, which: str, unit: str) -> None:
     """Write the ticks of the x or y axis in decimal units: 10 k, 2 M, 300 kB."""
-    from matplotlib.ticker import EngFormatter
-
     getattr(axes, f"{which}axis").set_major_formatter(EngFormatter(unit=unit))

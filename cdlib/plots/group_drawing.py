@@ -7,16 +7,21 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import matplotlib.pyplot as plt
+from matplotlib.axes import Axes
+from matplotlib.colors import to_rgb
+from matplotlib.lines import Line2D
+from matplotlib.patches import Circle, FancyArrowPatch, FancyBboxPatch, Patch, Polygon
+from matplotlib.path import Path
+from matplotlib.textpath import TextPath
 
 from cdlib.errors import CdlibError
 from cdlib.grouping import Groups
 from cdlib.plots.book_style import COLOURS, INK
 from cdlib.plots.group_diagram import Diagram, Node, diagram
 from cdlib.plots.layering import Layout, layered
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
 
 HUES = (*COLOURS[:3], "#6699CC", "#997700", "#EE99AA")  # the book's, then the rest of Paul Tol's medium-contrast scheme
 GREY = "#999999"
@@ -100,8 +105,6 @@ class Look:
     @property
     def patch(self) -> dict[str, Any]:
         """Properties of a patch."""
-        from matplotlib.colors import to_rgb
-
         if self is PLAIN:
             return {"facecolor": "white", "edgecolor": INK}
         edge: dict[str, Any] = {"edgecolor": self.colour, "linewidth": 1.5}
@@ -133,8 +136,6 @@ def _letters(number: int) -> str:
 
 
 def _text_width(text: str) -> float:
-    from matplotlib.textpath import TextPath
-
     return max(1.04 * float(TextPath((0, 0), line, size=FONT).get_extents().width) / 72 for line in text.split("\n"))
 
 
@@ -156,8 +157,6 @@ def _extent(layout: Layout, widths: list[float]) -> tuple[float, float, float]:
 
 def _figure(wide: float, high: float, handles: list[Any]) -> tuple[Axes, dict[str, Any]]:
     """A figure in which the axes have as many inches as the drawing needs, with room for the legend, and its place."""
-    import matplotlib.pyplot as plt
-
     words = max(_text_width(handle.get_label()) for handle in handles) + 0.65
     lines = LINE * sum(1.5 + handle.get_label().count("\n") for handle in handles)
     beside = wide + words <= SIDE
@@ -179,9 +178,6 @@ def _scale(axes: Axes, wide: float, high: float) -> float:
 
 def _edge(axes: Axes, points: list[tuple[float, float]]) -> None:
     """A smooth line through the points that turns between the rows, where no box is; an arrow's head at the last."""
-    from matplotlib.patches import FancyArrowPatch
-    from matplotlib.path import Path
-
     half = HEIGHT / 2 + 0.01
     (x0, y0), (x1, y1) = points[0], points[-1]
     stops = [(x, y + side) for x, y in points[1:-1] for side in (half, -half)]
@@ -201,9 +197,6 @@ def _edge(axes: Axes, points: list[tuple[float, float]]) -> None:
 def _node(
     axes: Axes, node: Node, look: Look, letters: list[Look], place: tuple[float, float], width: float, font: float
 ) -> None:
-    from matplotlib.colors import to_rgb
-    from matplotlib.patches import Circle, FancyBboxPatch, Polygon
-
     x, y = place
     if node.kind == "end":
         axes.text(x, y, node.text, ha="center", va="center", fontsize=font, color=INK, style="italic")
@@ -232,9 +225,6 @@ def _node(
 
 def _handles(groups: Groups, found: Diagram, looks: dict[str, Look]) -> list[Any]:
     """What stands in the legend: a line per group that is drawn, then one per kind of node."""
-    from matplotlib.lines import Line2D
-    from matplotlib.patches import Patch
-
     shown = dict.fromkeys(name for node in found.nodes for name in node.groups)
     handles: list[Any] = []
     for group in groups:

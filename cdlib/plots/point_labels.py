@@ -5,14 +5,10 @@ By hand, since adjustText lets the names of layers lie on each other where bubbl
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import numpy as np
 import pandas as pd
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.transforms import Bbox
+from matplotlib.axes import Axes
+from matplotlib.transforms import Bbox
 
 # Where a label may stand around its point: directions, nearest first, and gaps in points.
 _AROUND = [np.array(d) for d in ((1, 0), (-1, 0), (0, 1), (0, -1), (0.8, 0.8), (-0.8, 0.8), (0.8, -0.8), (-0.8, -0.8))]
@@ -26,8 +22,6 @@ def label_points(axes: Axes, points: pd.DataFrame, area: np.ndarray) -> None:
 
     `points` has two columns, x and y, and the names as index; `area` is that of each point in square points.
     """
-    from matplotlib.transforms import Bbox
-
     figure = axes.get_figure(root=True)
     assert figure is not None
     figure.draw_without_rendering()  # settles the layout: from here on, pixels mean something
@@ -69,8 +63,6 @@ def _size(axes: Axes, text: str) -> np.ndarray:
 
 def _overlap(box: Bbox, taken: list[Bbox], frame: Bbox) -> float:
     """Return how many square pixels of a box are covered or lie outside the frame."""
-    from matplotlib.transforms import Bbox
-
     shared = [Bbox.intersection(box, other) for other in taken]
     inside = Bbox.intersection(box, frame)
     area = box.width * box.height

@@ -10,12 +10,13 @@ import pathlib
 import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from torch import Tensor, nn
 
 from cdlib.complexity import profile
+from cdlib.data import Split
 from cdlib.errors import CdlibError, check_choice
 from cdlib.graph import ExampleInput, Inputs, tensors
 from cdlib.report import host
@@ -24,9 +25,6 @@ from cdlib.report.significance import wilson
 from cdlib.report.timing import latencies
 from cdlib.torch_state import check_module, check_shapes, device_of, tensors_of
 from cdlib.train import evaluate
-
-if TYPE_CHECKING:
-    from cdlib.data import Split
 
 # Every quantity that is compared: its name, how a table calls it, its unit. In this order, always.
 QUANTITIES = {

@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from filelock import FileLock, Timeout
 
 from cdlib.errors import CdlibError
 from cdlib.study import store
@@ -95,8 +96,6 @@ def run(
 
 def busy(experiment: str, parameters: Mapping[str, Any], seed: int) -> bool:
     """Tell whether another process is at a run now, whose record will be in `store.folder()`."""
-    from filelock import FileLock, Timeout
-
     lock = _lock(store.folder(), experiment, store.key(experiment, parameters, seed))
     if not lock.exists():
         return False
@@ -150,8 +149,6 @@ def _attempt(log: Path, origin: dict[str, Any]) -> list[dict[str, Any]]:
 @contextlib.contextmanager
 def alone(lock: Path) -> Iterator[None]:
     """Hold a lock that the system releases when its process dies; wait for whoever holds it."""
-    from filelock import FileLock, Timeout
-
     guard = FileLock(lock)
     try:
         guard.acquire(timeout=0)

@@ -35,7 +35,8 @@ def bubbles(
 ) -> Axes:
     """Draw a network's layers as bubbles: work against memory, the area of a bubble proportional to its parameters.
 
-    Layers without work are left out. Layers at the same place lie on each other, darker, and share a label.
+    Layers without work are left out. Layers at the same place lie on each other, darker, and share a label. The axes
+    have one collection, whose offsets are the layers' (x, y) in the table's order.
 
     Parameters
     ----------
@@ -45,11 +46,6 @@ def bubbles(
         Columns.
     ax : Axes, optional
         Where to draw; default a new figure.
-
-    Returns
-    -------
-    Axes
-        With one collection, whose offsets are the layers' (x, y) in the table's order.
 
     Raises
     ------
@@ -79,24 +75,10 @@ def bubbles(
 
 
 def timeline(profile: Profile, *, ax: Axes | None = None) -> Axes:
-    """Draw the bytes of activations alive while each operator runs, the peak marked with its operator and layer.
+    """Draw the bytes of activations alive while each operator of a profile runs, into `ax` or a new figure.
 
-    Parameters
-    ----------
-    profile : Profile
-        Of the network.
-    ax : Axes, optional
-        As for `bubbles`.
-
-    Returns
-    -------
-    Axes
-        With one step patch (the memory) and one annotation (the peak).
-
-    Raises
-    ------
-    CdlibError
-        If the network has no operators.
+    The peak is marked with its operator and layer. The axes have one step patch (the memory) and one annotation (the
+    peak). A CdlibError if the network has no operators.
     """
     steps = profile.timeline
     if steps.empty:
@@ -124,24 +106,11 @@ def timeline(profile: Profile, *, ax: Axes | None = None) -> Axes:
 
 
 def strips(runs: Mapping[str, Iterable[float]], *, ax: Axes | None = None) -> Axes:
-    """Draw a column of marks for each method, one for each of its runs, and a bar at their mean.
+    """Draw a column of marks for each method, one mark a run, and a bar at their mean, into `ax` or a new figure.
 
-    Parameters
-    ----------
-    runs : mapping of str to iterable of float
-        The values of each method, in any order; those of a column stand beside one another.
-    ax : Axes, optional
-        As for `bubbles`.
-
-    Returns
-    -------
-    Axes
-        With a line and a collection per method, in this order, at x = 0, 1, 2 and so on.
-
-    Raises
-    ------
-    CdlibError
-        If there is no method, or one without runs.
+    The values of a method are in any order, and its marks stand beside one another. The axes have a line and a
+    collection per method, in the order of `runs`, at x = 0, 1, 2 and so on. A CdlibError if there is no method, or one
+    without runs.
     """
     columns = {name: np.asarray(list(values), dtype=float) for name, values in runs.items()}
     for name, values in columns.items() or {"": np.empty(0)}.items():
@@ -162,17 +131,9 @@ def strips(runs: Mapping[str, Iterable[float]], *, ax: Axes | None = None) -> Ax
 def comparison(compared: Comparison) -> Figure:
     """Draw what is left of each quantity after compression: a bar per row, from 0 to the ratio after/before.
 
-    A filled bar got smaller, a hatched one larger, and an empty one did not move by half a per cent.
-
-    Parameters
-    ----------
-    compared : Comparison
-        What `cdlib.report.compare` returns.
-
-    Returns
-    -------
-    Figure
-        Its axes hold one bar per row, from the top down, whose width is the ratio; none where `before` is 0.
+    A filled bar got smaller, a hatched one larger, and an empty one did not move by half a per cent. `compared` is what
+    `cdlib.report.compare` returns. The figure's axes hold the bars from the top down, with the ratios as widths; none
+    where `before` is 0.
     """
     frame, text = compared.frame, compared.text()
     ratios = frame["after"].astype(float) / frame["before"].astype(float).replace(0, np.nan)

@@ -7,7 +7,7 @@ What only looks at a tensor in another shape, or copies it, is left out. Where t
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Literal
 
 from cdlib.errors import CdlibError, check_choice
@@ -45,38 +45,33 @@ class Node:
     groups: tuple[str, ...] = ()
 
 
-@dataclass
-class Diagram:
-    """What is drawn. Edges lead from one number in `nodes` to a higher one."""
-
-    nodes: list[Node] = field(default_factory=list)
-    edges: list[tuple[int, int]] = field(default_factory=list)
-
-
 def diagram(groups: Groups, inside: str = "") -> Diagram:
     """Return the operators of a network, or of one of its modules, and the groups they belong to.
 
-    Raises
-    ------
-    CdlibError
-        If there are no groups, no such module, or it runs no operators.
+    A CdlibError if there are no groups, no such module, or it runs no operators.
     """
     if not isinstance(groups, Groups):
         raise CdlibError(f"groups is {type(groups).__name__!r}: give what cdlib.find_groups returns.")
     if not len(groups):
         raise CdlibError(f"{groups!r}: there is nothing to draw.")
     check_choice("module", inside, groups.graph.modules)
-    found = _Maker(groups, inside).diagram
+    found = Diagram(groups, inside)
     if all(node.kind == "end" for node in found.nodes):
         raise CdlibError(f"module {inside!r} runs no operators; there is nothing to draw.")
     return found
 
 
-class _Maker:
-    """Goes through the operators in the order of the run; `_source` holds the nodes that each tensor comes from."""
+class Diagram:
+    """What is drawn: `nodes`, and `edges`, each from one number in `nodes` to a higher one.
+
+    It is made by going through the operators in the order of the run; `_source` holds the nodes that each tensor comes
+    from, `_outer` the operators outside of the module that is drawn.
+    """
 
     def __init__(self, groups: Groups, inside: str) -> None:
-        self.groups, self.inside, self.diagram = groups, inside, Diagram()
+        self.nodes: list[Node] = []
+        self.edges: list[tuple[int, int]] = []
+        self._groups, self._inside = groups, inside
         self._names = _group_of_label(groups)
         self._made = groups.walk.ledger.marked(groups.walk.ledger.produced)
         self._source: dict[int, list[int]] = {}
@@ -100,14 +95,14 @@ class _Maker:
         kind = self._kind(op, sources)
         self._add(Node(self._text(op, kind), kind, self._of(op.outputs)), op.outputs, sources)
         if op.target._schema.is_mutable:
-            for value in self.groups.graph.values:
+            for value in self._groups.graph.values:
                 if value.storage == op.outputs[0].storage and value.index in self._source:
                     self._source[value.index] = self._source[op.outputs[0].index]
 
     def _leave(self, op: Op, data: list[Value]) -> None:
         """An operator outside: noted as a source; an end of the edges that lead to it."""
         self._outer |= {value.index: op for value in op.outputs}
-        sources = [node for node in self._from(data, enter=False) if self.diagram.nodes[node].kind != "end"]
+        sources = [node for node in self._from(data, enter=False) if self.nodes[node].kind != "end"]
         if sources and _is_drawn(op):
             self._new(Node(f"to {op.module or op.name}", "end"), sources)
             for value in data:
@@ -119,16 +114,16 @@ class _Maker:
         """The nodes that some tensors come from; an end is made for what comes from outside."""
         found: dict[int, None] = {}
         for value in values:
-            if enter and value.index not in self._source and self.inside:
+            if enter and value.index not in self._source and self._inside:
                 op = self._outer.get(value.index)
                 self._add(Node(f"from {op.module or op.name}" if op else "from the input", "end"), [value])
             found |= dict.fromkeys(self._source.get(value.index, []))
         return list(found)
 
     def _new(self, node: Node, sources: Iterable[int] = ()) -> int:
-        number = len(self.diagram.nodes)
-        self.diagram.nodes.append(node)
-        self.diagram.edges += [(source, number) for source in sources]
+        number = len(self.nodes)
+        self.nodes.append(node)
+        self.edges += [(source, number) for source in sources]
         return number
 
     def _add(self, node: Node, values: Iterable[Value], sources: Iterable[int] = ()) -> None:
@@ -140,7 +135,7 @@ class _Maker:
 
     def _kind(self, op: Op, sources: list[int]) -> Kind:
         """A stem makes channels by a product with a weight; a joint has several sources; accessories are the rest."""
-        walk = self.groups.walk
+        walk = self._groups.walk
         for value in op.inputs:
             if value.kind == "parameter" and len(value.shape) > 1:
                 axes = walk.of(value).axes
@@ -150,7 +145,7 @@ class _Maker:
 
     def _of(self, values: Iterable[Value]) -> tuple[str, ...]:
         """The groups of the labels that tensors carry, in the order of the labels."""
-        ids = [a.ids for v in values for a in self.groups.walk.of(v).axes if a is not None]
+        ids = [a.ids for v in values for a in self._groups.walk.of(v).axes if a is not None]
         found = dict.fromkeys(self._names[i] for line in ids for i in line[line >= 0].tolist())
         return tuple(name for name in found if name)
 
@@ -164,9 +159,9 @@ class _Maker:
         elif word in ("×", "+") and weights:
             return f"{word} {weights[0].rpartition('.')[2]}"
         else:
-            only = not any(True for _ in self.groups.graph.modules[op.module].children())
+            only = not any(True for _ in self._groups.graph.modules[op.module].children())
             layer = op.module if only else ""
-        layer = layer.removeprefix(self.inside).strip(".")
+        layer = layer.removeprefix(self._inside).strip(".")
         return f"{word} · {layer}" if layer else word
 
 

@@ -46,18 +46,14 @@ def groups(groups: Groups, *, inside: str = "", most: int = 60, ax: Axes | None 
     Parameters
     ----------
     groups : Groups
-        What `cdlib.find_groups` returns.
+        Of the network.
     inside : str, default ""
         Draw only this module, and where its inputs come from and its outputs go to.
     most : int, default 60
         How many nodes are allowed; more than these are hard to read.
     ax : Axes, optional
-        Where to draw, with the legend to the right of it; default a new figure of the size that the text needs.
-
-    Returns
-    -------
-    Axes
-        In inches of the drawing, the top left near (0, 0).
+        Where to draw, with the legend to the right of it; default a new figure of the size that the text needs. Its
+        units become inches of the drawing, with the top left near (0, 0).
 
     Raises
     ------

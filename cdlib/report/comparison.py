@@ -64,10 +64,7 @@ class Comparison:
 def compare(before: Measurement, after: Measurement) -> Comparison:
     """Put two measurements side by side, of the original and the compressed network.
 
-    Raises
-    ------
-    CdlibError
-        If they were measured on different data, inputs or machines.
+    A CdlibError if they were measured on different data, inputs or machines.
     """
     _check_alike([before, after])
     old, new = before.quantities(), after.quantities()

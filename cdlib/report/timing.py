@@ -29,9 +29,9 @@ def latencies(
     runs: int = 50,
     progress: bool = False,
 ) -> dict[str, np.ndarray]:
-    """Time one forward pass of each model, the models taking turns.
+    """Return `runs` times of a forward pass of each model in milliseconds, in the order in which they were taken.
 
-    Every round calls each model once, and each round starts one model later than the round before. A disturbance of the
+    The models take turns. Every round calls each model once, and each round starts one model later than the round before. A disturbance of the
     machine then falls on all models alike, and none is always the one that runs on the caches its neighbour left.
 
     Parameters
@@ -47,11 +47,6 @@ def latencies(
         Rounds that count, at least 1. `WARM_UP` more go before them.
     progress : bool, default False
         Show a progress bar on standard error.
-
-    Returns
-    -------
-    dict of str to ndarray
-        For each model its `runs` times in milliseconds, in the order in which they were taken.
 
     Raises
     ------

@@ -19,7 +19,9 @@ from cdlib.pruning import Meter
 
 
 def above(cases: pd.DataFrame, line: pd.DataFrame, cost: str) -> pd.Series:
-    """Return by how many points of accuracy runs lie above the line of other runs, at the same cost.
+    """Return by how many percentage points of accuracy runs lie above the line of other runs, at the same cost.
+
+    That is a number per case: negative below the line, NaN where the cost is outside of its range.
 
     Parameters
     ----------
@@ -30,12 +32,6 @@ def above(cases: pd.DataFrame, line: pd.DataFrame, cost: str) -> pd.Series:
         Between neighbours accuracy is taken to be linear in the logarithm of the cost.
     cost : str
         A column of positive numbers: "params" or "macs", for example.
-
-    Returns
-    -------
-    Series of float
-        Percentage points, with the index of `cases`; negative below the line, NaN where the cost is outside of its
-        range.
 
     Raises
     ------
@@ -70,6 +66,8 @@ def uniform_line(runs: pd.DataFrame) -> pd.DataFrame:
 def recounted(model: nn.Module, groups: Groups, widths: Mapping[str, float]) -> dict[str, int]:
     """Return what a network costs whose groups were cut to some widths: a record keeps the widths, not every count.
 
+    That is ``params``, ``macs`` and ``activation_bytes``, as `cdlib.profile` counts them.
+
     Parameters
     ----------
     model : nn.Module
@@ -79,11 +77,6 @@ def recounted(model: nn.Module, groups: Groups, widths: Mapping[str, float]) -> 
     widths : mapping from str to number
         How many units are left, by group: `widths` of a record. Other names are passed over, since in a network that
         was cut to one channel a depthwise convolution becomes a group of its own.
-
-    Returns
-    -------
-    dict from str to int
-        ``params``, ``macs`` and ``activation_bytes`` of `cdlib.profile`.
 
     Raises
     ------

@@ -24,8 +24,7 @@ from filelock import FileLock, Timeout
 from cdlib.errors import CdlibError
 from cdlib.study import store
 from cdlib.study.provenance import provenance
-from cdlib.study.store import Record
-from cdlib.study.values import checked
+from cdlib.study.store import Record, checked
 
 Experiment = Callable[[dict[str, Any], int, Path], Mapping[str, Any]]
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
 import re
 import tempfile
@@ -20,7 +21,6 @@ import pandas as pd
 
 from cdlib import files
 from cdlib.errors import CdlibError, check_seed
-from cdlib.study.values import canonical, checked
 from cdlib.text import digest
 
 Record = dict[str, Any]
@@ -29,15 +29,14 @@ FIELDS = ("key", "experiment", "parameters", "seed", "metrics", "wall_s", "prove
 ORIGIN = ("date", "commit", "dirty", "command", "versions", "machine", "data", "resumed")
 LAST = ("wall_s", "machine", "commit", "date")  # the columns that close the table of records
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
+# An absolute path: at the start or after a separator, "/x", "~/x" or "C:\\x", but not the "//" of a web address.
+_PATH = re.compile(r"(?:^|[\s=:,;'\"(\[])(?:~?/(?![/\s])|[A-Za-z]:[\\/](?!/))\S")
 
 
 def folder() -> Path:
     """Return the folder of the records: ``$CDLIB_RESULTS``, else ``results/`` of the checkout one is in.
 
-    Raises
-    ------
-    CdlibError
-        If the variable is not set and no folder from the current one upwards holds a ``_config.yml``.
+    A CdlibError if the variable is not set and no folder from the current one upwards holds a ``_config.yml``.
     """
     if given := os.environ.get("CDLIB_RESULTS"):
         return Path(given).expanduser().absolute()
@@ -63,13 +62,24 @@ def key(experiment: str, parameters: Mapping[str, Any], seed: int) -> str:
         )
     check_seed(seed)
     what = {"experiment": experiment, "parameters": checked(parameters, "parameters"), "seed": seed}
-    text = json.dumps(canonical(what), sort_keys=True, separators=(",", ":"))
+    text = json.dumps(_canonical(what), sort_keys=True, separators=(",", ":"))
     return digest([text])[:16]
 
 
-def find(experiment: str, parameters: Mapping[str, Any], seed: int, results: Path | None = None) -> Record | None:
-    """Return the record of a run, or None if there is none. `results` is the folder, default `folder()`."""
-    path = _path(results, experiment, key(experiment, parameters, seed))
+def checked(values: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """Return a deep copy of `values` as JSON will give them back (lists for tuples); `name` is for the message.
+
+    A CdlibError if a value is no JSON value, is NaN or infinite, or holds an absolute path, which means nothing on
+    another machine.
+    """
+    if not isinstance(values, Mapping):
+        raise CdlibError(f"{name} is a {type(values).__name__}; give a dict of JSON values.")
+    return _checked(values, name)
+
+
+def find(experiment: str, parameters: Mapping[str, Any], seed: int, results: Path) -> Record | None:
+    """Return the record of a run in the folder `results`, or None if there is none."""
+    path = results / experiment / f"{key(experiment, parameters, seed)}.json"
     return read(path) if path.exists() else None
 
 
@@ -92,15 +102,15 @@ def read(path: Path) -> Record:
     return record
 
 
-def write(record: Mapping[str, Any], results: Path | None = None) -> Path:
-    """Write a record with all `FIELDS` for good, and return its file; `results` is the folder, default `folder()`.
+def write(record: Mapping[str, Any], results: Path) -> Path:
+    """Write a record with all `FIELDS` into the folder `results` for good, and return its file.
 
     A reader sees a whole file or none. A FileExistsError if the run is recorded already: of several writers of one
     record exactly one succeeds. A CdlibError if the record is not fit to be written or the folder cannot be written to.
     """
     record = checked(record, "record")
     _validate(record)
-    path = _path(results, record["experiment"], record["key"])
+    path = results / record["experiment"] / f"{record['key']}.json"
     check_writable(path.parent)
     text = json.dumps({name: record[name] for name in FIELDS}, indent=2, ensure_ascii=False)
     with files.atomic(path, new=True) as file:
@@ -148,7 +158,7 @@ def load(results: Path | None = None, experiment: str | None = None) -> pd.DataF
     results = results or folder()
     patterns = [f"{experiment}/*.json"] if experiment else ["*.json", "*/*.json"]  # a stray file is an error, not a run
     records = [read(path) for pattern in patterns for path in sorted(results.glob(pattern))]
-    records.sort(key=lambda r: (r["experiment"], json.dumps(canonical(r["parameters"]), sort_keys=True), r["seed"]))
+    records.sort(key=lambda r: (r["experiment"], json.dumps(_canonical(r["parameters"]), sort_keys=True), r["seed"]))
     given, found = ([dict(_flat(record[part])) for record in records] for part in ("parameters", "metrics"))
     clash = set().union(*given) & set().union(*found) | {"key", "experiment", "seed", *LAST}
     given = [_renamed(values, clash, "parameters") for values in given]
@@ -162,8 +172,32 @@ def load(results: Path | None = None, experiment: str | None = None) -> pd.DataF
     return frame.reindex(columns=["experiment", "seed", *middle, *LAST])
 
 
-def _path(results: Path | None, experiment: str, name: str) -> Path:
-    return (results or folder()) / experiment / f"{name}.json"
+def _checked(value: Any, name: str) -> Any:
+    if isinstance(value, Mapping):
+        for label in value:
+            if not isinstance(label, str):
+                kind = type(label).__name__
+                raise CdlibError(f"{name} has the key {label!r}, a {kind}; JSON takes only strings as keys.")
+        return {label: _checked(inner, f"{name}.{label}") for label, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_checked(inner, f"{name}[{index}]") for index, inner in enumerate(value)]
+    if isinstance(value, str) and _PATH.search(value):
+        raise CdlibError(f"{name} is {value!r}, a path of this machine; give a name or a relative path.")
+    if isinstance(value, float) and not math.isfinite(value):
+        raise CdlibError(f"{name} is {value}, which JSON cannot hold; record None, or find out why it is not a number.")
+    if value is None or type(value) in (bool, int, float, str):
+        return value
+    hint = "use .item()" if hasattr(value, "item") else "use numbers, strings, lists and dicts"
+    raise CdlibError(f"{name} is a {type(value).__name__}, not a JSON value; {hint}.")
+
+
+def _canonical(value: Any) -> Any:
+    """Return checked values with whole floats as integers, so that 1 and 1.0 give one key."""
+    if isinstance(value, dict):
+        return {label: _canonical(inner) for label, inner in value.items()}
+    if isinstance(value, list):
+        return [_canonical(inner) for inner in value]
+    return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
 def _validate(record: Any) -> None:

@@ -300,7 +300,7 @@ def test_the_common_table(measured: dict[str, report.Measurement]) -> None:
 
 
 def test_the_quantities_fit_into_a_record(measured: dict[str, report.Measurement]) -> None:
-    from cdlib.study.values import checked
+    from cdlib.study.store import checked
 
     values = measured["dense"].quantities()
     assert checked(values, "metrics") == values

@@ -12,7 +12,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from bookbuild import chapters, notebooks, site
-from bookbuild.chapters import Result
 from bookbuild.execution import building, execute
 from cdlib import files
 from cdlib.errors import CdlibError, check_choice
@@ -61,11 +60,10 @@ def _book(root: Path, words: Sequence[str], workers: int) -> int:
     site.check_contents([job.chapter for job in jobs], root)
     with building(root):
         results = execute(jobs, root, workers)
-        if code := _code(results):
-            failed = sum(result.error is not None for result in results)
+        if failed := sum(bool(result.error) for result in results):
             line = f"error: {failed} of {len(results)} chapters failed (see above); the site was not built."
             print(line, file=sys.stderr)
-            return code
+            return 1
         try:
             print(f"The book is {site.build(results, root)}")
         except CdlibError as error:
@@ -92,7 +90,7 @@ def _chapter(root: Path, words: Sequence[str], workers: int) -> int:
     for result in results:
         if result.path.exists():
             print(f"The executed notebook is {result.path}")
-    return _code(results)
+    return int(any(result.error for result in results))
 
 
 def _pair(root: Path, words: Sequence[str], workers: int) -> int:
@@ -103,10 +101,6 @@ def _pair(root: Path, words: Sequence[str], workers: int) -> int:
             target = result.job.chapter.path.with_suffix(".ipynb")
             if not result.error and notebooks.publish(result.path, target):
                 print(f"wrote {target}")
-    return _code(results)
-
-
-def _code(results: Sequence[Result]) -> int:
     return int(any(result.error for result in results))
 
 

@@ -49,9 +49,7 @@ def _rename_to_new(temporary: Path, path: Path) -> None:
     """Give a finished file a name unless that is taken: a hard link is refused where a rename would overwrite."""
     try:
         os.link(temporary, path)
-    except FileExistsError:
-        raise FileExistsError(f"there is already a {path}") from None
-    except OSError:  # a file system without hard links (FAT, some network drives): next best, a moment's gap
+    except OSError:  # taken; or a file system without hard links (FAT, some network drives): next best, a moment's gap
         if path.exists():
             raise FileExistsError(f"there is already a {path}") from None
         os.rename(temporary, path)

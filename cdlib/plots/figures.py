@@ -68,8 +68,8 @@ def bubbles(
     named = {column: LABELS.get(column, column) for column in (x, y, size)}
     axes.set(xlabel=named[x], ylabel=named[y], title=f"area: {named[size]}")
     axes.margins(0.12)
-    for which, column in (("x", x), ("y", y)):
-        _in_units(axes, which, "B" if column.endswith("_bytes") else "")
+    for axis, column in ((axes.xaxis, x), (axes.yaxis, y)):
+        axis.set_major_formatter(EngFormatter("B" if column.endswith("_bytes") else ""))  # 10 k, 2 M, 300 kB
     label_points(axes, working[[x, y]], area)
     return axes
 
@@ -101,7 +101,7 @@ def timeline(profile: Profile, *, ax: Axes | None = None) -> Axes:
     )
     axes.set(xlabel="operator, in the order of the run", ylabel="live activations")
     axes.set(xlim=(0, len(live)), ylim=(0, 1.25 * live.max()))
-    _in_units(axes, "y", "B")
+    axes.yaxis.set_major_formatter(EngFormatter("B"))
     return axes
 
 
@@ -163,8 +163,3 @@ def _change(ratio: float, change: str) -> str:
     if change.endswith("points") or change == "unchanged":
         return change
     return "" if np.isnan(ratio) else f"× {ratio:.2f}" if ratio > 0.1 else f"× {ratio:.2g}"
-
-
-def _in_units(axes: Axes, which: str, unit: str) -> None:
-    """Write the ticks of the x or y axis in decimal units: 10 k, 2 M, 300 kB."""
-    getattr(axes, f"{which}axis").set_major_formatter(EngFormatter(unit=unit))

@@ -124,11 +124,7 @@ def looks(groups: Groups, found: Diagram) -> dict[str, Look]:
 
 def _letters(number: int) -> str:
     """A to Z, then AA, AB, ..."""
-    text, number = "", number + 1
-    while number:
-        number, rest = divmod(number - 1, 26)
-        text = chr(ord("A") + rest) + text
-    return text
+    return (_letters(number // 26 - 1) if number >= 26 else "") + chr(ord("A") + number % 26)
 
 
 def _text_width(text: str) -> float:

@@ -24,10 +24,9 @@ def hardware() -> dict[str, str | int | None]:
 def machine(device: torch.device | str = "cpu") -> str:
     """Return one line that tells apart what may not be compared: the device's name, the cores and torch's threads."""
     parts = [f"{_cpu_name()}, {os.cpu_count()} cores", f"{torch.get_num_threads()} torch thread(s)"]
-    if torch.device(device).type == "cuda":
-        parts.insert(0, torch.cuda.get_device_name(device))
-    elif torch.device(device).type != "cpu":
-        parts.insert(0, str(device))
+    kind = torch.device(device).type
+    if kind != "cpu":
+        parts.insert(0, torch.cuda.get_device_name(device) if kind == "cuda" else str(device))
     return ", ".join(parts)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import itertools
 import json
 import os
@@ -73,17 +72,6 @@ def cpu_peak(call: Callable[[], object]) -> int:
 
 def file_bytes(model: nn.Module) -> int:
     """Return the size in bytes of the model's artefact: what `torch.save` writes of its state_dict, uncompressed."""
-    counter = _Counter()
-    torch.save(model.state_dict(), counter)
-    return counter.total
-
-
-class _Counter(io.BytesIO):
-    """A file that keeps only its length, so that a large model is not held twice in memory."""
-
-    total = 0
-
-    def write(self, data: Any, /) -> int:
-        size = memoryview(data).nbytes
-        self.total += size
-        return size
+    with tempfile.TemporaryFile() as file:  # not in memory, which would hold a large model twice
+        torch.save(model.state_dict(), file)
+        return file.tell()

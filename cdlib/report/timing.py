@@ -29,9 +29,9 @@ def latencies(
     runs: int = 50,
     progress: bool = False,
 ) -> dict[str, np.ndarray]:
-    """Return `runs` times of a forward pass of each model in milliseconds, in the order in which they were taken.
+    """Time a forward pass of each model `runs` times, the models taking turns, in milliseconds and in this order.
 
-    The models take turns. Every round calls each model once, and each round starts one model later than the round before. A disturbance of the
+    Every round calls each model once, and each round starts one model later than the round before. A disturbance of the
     machine then falls on all models alike, and none is always the one that runs on the caches its neighbour left.
 
     Parameters

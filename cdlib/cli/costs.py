@@ -75,9 +75,8 @@ def compare(
         torch.manual_seed(0)
         network = options.build(name, classes or 10, example, option, weights)
         if split is not None and not options.has_weights(name, weights):
-            print(
-                f"note: no accuracy, since {name} has random weights: give --weights-a and --weights-b", file=sys.stderr
-            )
+            note = f"note: no accuracy, since {name} has random weights: give --weights-a and --weights-b"
+            print(note, file=sys.stderr)
             split = None
         label = " ".join([name, *(option or []), *([weights.name] if weights else [])])
         networks[label if label not in networks else f"{label} (again)"] = network

@@ -24,31 +24,18 @@ WIDTH = 5.0  # inches: text of 10 points stays above 8 pixels on a phone that sh
 
 def style() -> None:
     """Set the book's style for all figures made from now on, and vectors as the output format inside a notebook."""
-    mpl.rcParams.update(
-        {
-            "axes.axisbelow": True,
-            "axes.edgecolor": INK,
-            "axes.grid": True,
-            "axes.prop_cycle": cycler(color=COLOURS) + cycler(marker=MARKERS) + cycler(linestyle=LINES),
-            "axes.spines.right": False,
-            "axes.spines.top": False,
-            "axes.titlelocation": "left",
-            "axes.titlesize": 11,
-            "figure.constrained_layout.use": True,
-            "figure.facecolor": "white",
-            "figure.figsize": (WIDTH, 3.4),
-            "font.size": 10,
-            "grid.color": "#dddddd",
-            "grid.linewidth": 0.8,
-            "hatch.linewidth": 0.8,
-            "legend.frameon": False,
-            "lines.linewidth": 1.8,
-            "lines.markersize": 5,
-            "savefig.dpi": 200,
-            "savefig.facecolor": "white",
-            "svg.hashsalt": "cdlib",  # the same figure gives the same file
-        }
-    )
+    cycle = cycler(color=COLOURS) + cycler(marker=MARKERS) + cycler(linestyle=LINES)
+    mpl.rc("axes", axisbelow=True, edgecolor=INK, grid=True, prop_cycle=cycle, titlelocation="left", titlesize=11)
+    mpl.rc("axes.spines", right=False, top=False)
+    mpl.rc("figure", facecolor="white", figsize=(WIDTH, 3.4))
+    mpl.rc("figure.constrained_layout", use=True)
+    mpl.rc("font", size=10)
+    mpl.rc("grid", color="#dddddd", linewidth=0.8)
+    mpl.rc("hatch", linewidth=0.8)
+    mpl.rc("legend", frameon=False)
+    mpl.rc("lines", linewidth=1.8, markersize=5)
+    mpl.rc("savefig", dpi=200, facecolor="white")
+    mpl.rc("svg", hashsalt="cdlib")  # the same figure gives the same file
     if "ipykernel" in sys.modules:
         from matplotlib_inline.backend_inline import set_matplotlib_formats
 

@@ -179,11 +179,8 @@ def _edge(axes: Axes, points: list[tuple[float, float]]) -> None:
         middle = (ya + yb) / 2
         corners += [(xa, middle), (xb, middle), (xb, yb)]
         codes += [Path.CURVE4] * 3
-    axes.add_patch(
-        FancyArrowPatch(
-            path=Path(corners, codes), arrowstyle="-|>", mutation_scale=7, linewidth=0.9, color=INK, zorder=1
-        )
-    )
+    arrow = FancyArrowPatch(path=Path(corners, codes), arrowstyle="-|>", mutation_scale=7, lw=0.9, color=INK, zorder=1)
+    axes.add_patch(arrow)
 
 
 def _node(
@@ -217,14 +214,13 @@ def _node(
 
 def _handles(groups: Groups, found: Diagram, looks: dict[str, Look]) -> list[Any]:
     """What stands in the legend: a line per group that is drawn, then one per kind of node."""
-    shown = dict.fromkeys(name for node in found.nodes for name in node.groups)
     handles: list[Any] = []
     for group in groups:
         look = looks[group.name]
-        if group.name in shown and look.letter:
+        if look.letter:
             label = f"{look.letter}  {group.name}\n{group.size} units" + ("" if look.solid else ", not zero-invariant")
             handles.append(Patch(label=label, **look.patch))
-    if any(not looks[name].letter for name in shown):
+    if any(not looks[name].letter for node in found.nodes for name in node.groups):
         handles.append(Patch(label="not prunable", **Look("", GREY, True).patch))
     kinds = {node.kind for node in found.nodes}
     white: dict[str, Any] = {"color": "none", "markerfacecolor": "white", "markeredgecolor": INK}

@@ -30,9 +30,7 @@ def label_points(axes: Axes, points: pd.DataFrame, area: np.ndarray) -> None:
     radii = np.sqrt(area / np.pi) * scale
     taken = [Bbox.from_extents(*(centre - r), *(centre + r)) for centre, r in zip(centres, radii, strict=True)]
     frame = axes.get_window_extent()
-    names = pd.Series([str(name) for name in points.index]).groupby(
-        [points.iloc[:, 0].values, points.iloc[:, 1].values], sort=False
-    )
+    names = pd.Series(points.index.map(str)).groupby(list(points.to_numpy(float).T), sort=False)
     for _, group in names:
         first, text = group.index[0], _joined(list(group))
         half = _size(axes, text) / 2

@@ -33,12 +33,11 @@ def machine(device: torch.device | str = "cpu") -> str:
 @contextlib.contextmanager
 def threads(count: int | None) -> Iterator[None]:
     """Run a `with` block on `count` torch threads, 1 or more (None: as it is), and restore the setting after it."""
+    before = torch.get_num_threads()
     if count is not None:
         check_whole("threads", count, 1)
-    before = torch.get_num_threads()
+        torch.set_num_threads(count)
     try:
-        if count is not None:
-            torch.set_num_threads(count)
         yield
     finally:
         torch.set_num_threads(before)

@@ -58,13 +58,8 @@ def described(run: Mapping[str, Any]) -> str:
     if "target" in own:
         counted = own.get("stop_at") or own.get("resource") or MODES.get(str(mode), "units")
         words.append(f"{100 * own['target']:.0f} % fewer {WORDS[counted]}")
-    for kind in ("conv", "linear"):
-        if kind in own:
-            words.append(f"{100 * own[kind]:.0f} % of {kind}")
-    if "penalty" in own:
-        words.append(f"penalty {own['penalty']:g}")
-    if "min_width" in own:
-        words.append(f"min_width {own['min_width']:.0f}")
+    words += [f"{100 * own[kind]:.0f} % of {kind}" for kind in ("conv", "linear") if kind in own]
+    words += [f"{name} {own[name]:{form}}" for name, form in (("penalty", "g"), ("min_width", ".0f")) if name in own]
     if "fine_tune.epochs" in own:
         rate = " at the full rate" if own.get("fine_tune.lr") == run.get("recipe.lr") else ""
         words.append(f"{own['fine_tune.epochs']:.0f} more epochs{rate}")
@@ -106,12 +101,9 @@ def summary(
     count : str, default "seeds"
         Title of the first column, the number of runs.
     """
-    rows = {
-        group: {count: len(part)}
-        | {
-            title: mean_and_spread(part.get(name, pd.Series(dtype=float)), factor=factor, digits=digits)
-            for title, (name, factor, digits) in columns.items()
-        }
-        for group, part in runs.groupby(by, sort=False, dropna=False)
-    }
+    rows: dict[Any, dict[str, Any]] = {}
+    for group, part in runs.groupby(by, sort=False, dropna=False):
+        rows[group] = {count: len(part)}
+        for title, (name, factor, digits) in columns.items():
+            rows[group][title] = mean_and_spread(part.get(name, ()), factor=factor, digits=digits)
     return pd.DataFrame(rows, index=[count, *columns]).T.rename_axis(by)

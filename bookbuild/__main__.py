@@ -46,12 +46,12 @@ def main(arguments: Sequence[str]) -> int:
 
 def _chapters(root: Path, _: Sequence[str], __: int) -> int:
     """List the chapters with their parameters, and the profiles."""
-    lines = []
-    for chapter in chapters.find(root):
-        lines.append(f"{chapter.number} {chapter.title}")
+    found, profiles = chapters.find(root), chapters.profiles(root)
+    for chapter in found:
+        print(chapter.number, chapter.title)
         for name, value in chapter.parameters.items():
-            lines.append(f"     {f'{name} = {value!r}':24}  # {chapter.notes[name]}".rstrip(" #"))
-    print(*lines, f"profiles: {', '.join(chapters.profiles(root))}", sep="\n")
+            print(f"     {f'{name} = {value!r}':24}  # {chapter.notes[name]}".rstrip(" #"))
+    print(f"profiles: {', '.join(profiles)}")
     return 0
 
 

@@ -70,8 +70,7 @@ def execute(jobs: list[Job], root: Path, workers: int = 2) -> list[Result]:
     results: dict[str, Result] = {}
 
     def say(job: Job, what: str, style: str = "") -> None:
-        text = f"{_label(job)}: {what}"
-        console.print(text, style=style, markup=False, highlight=False, soft_wrap=True)
+        console.print(f"{_label(job)}: {what}", style=style, markup=False, highlight=False, soft_wrap=True)
 
     def done(result: Result) -> None:
         results[result.job.chapter.number] = result

@@ -166,8 +166,7 @@ def _pages(toc: Any) -> Iterator[str]:
     """Return every page that ``_toc.yml`` names."""
     if isinstance(toc, dict):
         yield from (toc[key] for key in ("root", "file") if key in toc)
-        for value in toc.values():
-            yield from _pages(value)
-    elif isinstance(toc, list):
+        toc = list(toc.values())
+    if isinstance(toc, list):
         for value in toc:
             yield from _pages(value)

@@ -17,8 +17,7 @@ import cdlib
 if TYPE_CHECKING:
     import pandas as pd
 
-_reports: list[Any] = []
-"""Where reports go: the standard outputs of the commands that are running."""
+_reports: list[Any] = []  # where they go: the standard outputs of the commands that are running
 
 
 @contextlib.contextmanager

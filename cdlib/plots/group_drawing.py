@@ -109,8 +109,7 @@ class Look:
         return {"facecolor": "white", "linestyle": (0, (2.5, 1.2)), "hatch": "////", **edge}
 
 
-PLAIN = Look("", INK, True)
-"""Of operators that hand on nothing that is in a group."""
+PLAIN = Look("", INK, True)  # of operators that hand on nothing that is in a group
 
 
 def looks(groups: Groups, found: Diagram) -> dict[str, Look]:

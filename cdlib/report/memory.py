@@ -27,14 +27,8 @@ def allocator_peak(
     the scratch space of the kernels. A model of live tensors (`Profile.peak_activation_bytes`) has no such scratch
     space and is usually lower.
 
-    Parameters
-    ----------
-    model : nn.Module
-        On the CPU or a CUDA device.
-    example_input : tensor or tuple
-        What the forward pass takes, whole, as for `cdlib.profile`.
-    kwargs : dict, optional
-        Its arguments by name.
+    The model is on the CPU or a CUDA device; `example_input` and, by name, `kwargs` are what its forward pass takes,
+    whole, as for `cdlib.profile`.
     """
     check_numbers(model)
     device = device_of(model)

@@ -66,17 +66,10 @@ def uniform_line(runs: pd.DataFrame) -> pd.DataFrame:
 def recounted(model: nn.Module, groups: Groups, widths: Mapping[str, float]) -> dict[str, int]:
     """Return what a network costs whose groups were cut to some widths: a record keeps the widths, not every count.
 
-    That is ``params``, ``macs`` and ``activation_bytes``, as `cdlib.profile` counts them.
-
-    Parameters
-    ----------
-    model : nn.Module
-        The dense network.
-    groups : Groups
-        What `cdlib.find_groups` returned for it.
-    widths : mapping from str to number
-        How many units are left, by group: `widths` of a record. Other names are passed over, since in a network that
-        was cut to one channel a depthwise convolution becomes a group of its own.
+    That is ``params``, ``macs`` and ``activation_bytes``, as `cdlib.profile` counts them. `model` is the dense network,
+    `groups` what `cdlib.find_groups` returned for it, and `widths` says how many units of each group are left, as a
+    record does. Other names are passed over, since in a network that was cut to one channel a depthwise convolution
+    becomes a group of its own.
 
     Raises
     ------

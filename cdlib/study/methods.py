@@ -245,6 +245,4 @@ _RUNS: dict[str, Callable[[_Job, dict[str, Any]], dict[str, Any]]] = {
     "dhspg": partial(_joint, pruning.dhspg),
     "hesso": partial(_joint, pruning.hesso),
 }
-
 METHODS = tuple(_RUNS)
-"""The names of the methods."""

@@ -19,19 +19,16 @@ from cdlib.train import Recipe
 
 EXPERIMENT = "pruning"
 
+# The networks of the sweep, and how they are trained.
 _SGD = {"optimizer": "sgd", "lr": 0.1, "weight_decay": 5e-4}
 RECIPES: dict[str, dict[str, Any]] = {
     "vgg_mini": _SGD,
     "resnet_mini": _SGD,
     "convnext_mini": {"optimizer": "adamw", "lr": 2e-3},
 }
-"""The networks of the sweep, and how they are trained."""
-
+# Networks whose blocks multiply their result by a parameter of this name: at zero, it switches them off.
 SCALED = {"convnext_mini": "layer_scale"}
-"""Networks whose blocks multiply their result by a parameter of this name: at zero, it switches them off."""
-
-SHARES = (0.5, 0.7, 0.8, 0.9, 0.95)
-"""Of the weights that unstructured pruning masks."""
+SHARES = (0.5, 0.7, 0.8, 0.9, 0.95)  # of the weights that unstructured pruning masks
 
 
 def plans(model: str, *, data: str = "cifar10", epochs: int = 10, runs: int = 100) -> list[dict[str, Any]]:

@@ -15,9 +15,8 @@ from cdlib.pruning import MODES
 from cdlib.study import store
 from cdlib.text import mean_and_spread
 
+# How tables call what a target counts.
 WORDS = {"units": "units", "params": "parameters", "macs": "MACs", "activation_bytes": "activations"}
-"""How tables call what a target counts."""
-
 OPTIONS = (
     *("name", "mode", "target", "stop_at", "resource", "by", "conv", "linear", "penalty", "min_width", "budget"),
     *("fine_tune.epochs", "fine_tune.lr"),

@@ -68,17 +68,12 @@ def compare(before: Measurement, after: Measurement) -> Comparison:
     """
     _check_alike([before, after])
     old, new = before.quantities(), after.quantities()
-    rows: dict[str, tuple[float, ...]] = {}
-    for name in QUANTITIES:
-        if name in old and name in new:
-            change = new[name] - old[name]
-            rows[name] = old[name], new[name], change, change / old[name] if old[name] else np.nan
-    frame = pd.DataFrame(
-        list(rows.values()),
-        index=pd.Index(list(rows), name="quantity"),
-        columns=["before", "after", "change", "relative"],
-        dtype=object,  # so that a count stays an integer next to an accuracy
-    ).astype({"relative": float})
+    known = [name for name in QUANTITIES if name in old and name in new]
+    sides = {"before": [old[name] for name in known], "after": [new[name] for name in known]}
+    # As objects, so that a count stays an integer next to an accuracy.
+    frame = pd.DataFrame(sides, index=pd.Index(known, name="quantity"), dtype=object)
+    frame["change"] = frame["after"] - frame["before"]
+    frame["relative"] = frame["change"].astype(float) / frame["before"].astype(float).replace(0, np.nan)
     paired = None
     if before.correct is not None and after.correct is not None:
         paired = mcnemar(before.correct, after.correct)

@@ -116,15 +116,6 @@ class _Job:
         self.seconds += fitted.seconds
         self.validation = float(fitted.history["validation_accuracy"].iloc[-1])
 
-    def tuned(self, method: dict[str, Any]) -> Recipe:
-        """Take the recipe of training that follows from the options of a method."""
-        return self.recipe.changed(_taken(method, "fine_tune"))
-
-    def scaled(self) -> Recipe:
-        """The recipe with so many epochs that the small network's training takes as many MACs as the dense one's."""
-        ratio = profile(self.dense, self.example).macs / profile(self.model, self.example).macs
-        return replace(self.recipe, epochs=round(self.recipe.epochs * ratio))
-
     def measured(self) -> dict[str, Any]:
         """What is recorded of every method."""
         pair = {"small": self.model} if self.model is self.dense else {"small": self.model, "dense": self.dense}
@@ -149,7 +140,7 @@ class _Job:
 
 def _dense(job: _Job, method: dict[str, Any]) -> dict[str, Any]:
     """The dense network, with further training if asked: what methods that train further are compared with."""
-    further = job.tuned(method) if "fine_tune" in method else None
+    further = job.recipe.changed(method.pop("fine_tune")) if "fine_tune" in method else None
     job.start_trained()
     if further:
         job.fit(job.dense, further)
@@ -177,7 +168,11 @@ def _widths(function: Callable[..., nn.Module], job: _Job, method: dict[str, Any
     groups = job.groups(method)
     _check_options(pruning.complexity_driven, method)
     job.model = function(job.dense, groups, seed=job.seed, **method)
-    job.fit(job.model, job.scaled() if budget else job.recipe)
+    recipe = job.recipe
+    if budget:  # so many epochs that the small network's training takes as many MACs as the dense one's
+        ratio = profile(job.dense, job.example).macs / profile(job.model, job.example).macs
+        recipe = replace(recipe, epochs=round(recipe.epochs * ratio))
+    job.fit(job.model, recipe)
     return {}
 
 
@@ -185,7 +180,7 @@ def _after_training(
     function: Callable[..., nn.Module], job: _Job, on: Any, method: dict[str, Any]
 ) -> tuple[nn.Module, dict[str, Any]]:
     """Train, prune and train again; returns the network, and its accuracy before the latter for the metrics."""
-    recipe = job.tuned(method)
+    recipe = job.recipe.changed(_taken(method, "fine_tune"))
     _check_options(function, method)
     function(job.dense, on, seed=job.seed, **method)  # what is wrong with it shows before it is trained
     job.start_trained()

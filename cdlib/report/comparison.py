@@ -23,9 +23,9 @@ class Comparison:
 
     before: Measurement  #: Of the original network.
     after: Measurement  #: Of the compressed one, on the same data, input and machine.
-    #: Index: the names of `QUANTITIES` known of both. Columns `before`, `after`, `change` (their difference) and
-    #: `relative` (difference over before). Raw units: bytes, counts, milliseconds; the accuracy is a share, its change
-    #: times 100 is percentage points.
+    #: Its index has the names of `QUANTITIES` known of both. Its columns are `before`, `after`, `change` (difference)
+    #: and `relative` (difference over before), in raw units: bytes, counts, milliseconds; the accuracy is a share, its
+    #: change times 100 is percentage points.
     frame: pd.DataFrame = field(compare=False)
     paired: Paired | None  #: McNemar's test on the images that only one of the two gets right; None without accuracies.
 

@@ -50,8 +50,8 @@ class Measurement:
     input_shape: tuple[Any, ...]  #: Of the input that was counted and timed; of several inputs, a tuple of shapes.
     machine: str  #: Device, CPU, cores and threads.
     accuracy: float | None  #: Share of images classified correctly, 0 to 1.
-    correct: Tensor | None = field(repr=False, compare=False)  #: bool [N]: which images were classified correctly.
-    #: The serialised artefact: a given file, else `torch.save` of the state_dict; None on the meta device.
+    correct: Tensor | None = field(repr=False, compare=False)  #: Which images were classified correctly, bool [N].
+    #: Of the serialised artefact, a given file or else `torch.save` of the state_dict; None on the meta device.
     file_bytes: int | None
     params: int  #: Parameters; this and the next four are counted, by the rule of `cdlib.complexity`.
     nonzero_params: int | None  #: Those that differ from zero; None on the meta device.

@@ -24,8 +24,8 @@ class Paired:
     images: int  #: Images classified by both.
     lost: int  #: Images that only the first network gets right.
     gained: int  #: Images that only the second gets right. All others say nothing about the difference.
-    #: Two-sided: the chance of a split at least as uneven, if each of the disagreements were a coin's toss. 1 if there
-    #: is none.
+    #: Two-sided, the chance of a split at least as uneven, if each of the disagreements were a coin's toss; 1 if there
+    #: are none.
     p_value: float
     #: About how many images, with disagreements as frequent and as uneven as here, it takes for the difference to stand
     #: out at the 5 % level; None if there is no difference at all.

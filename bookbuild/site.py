@@ -141,11 +141,10 @@ def _sphinx(source: Path, to: Path, doctrees: Path) -> int:
 
 def _copy_mathjax(to: Path) -> None:
     """Copy the part of the installed MathJax that pages need and its licence (Apache 2.0; `packaging` has the text)."""
-    wanted = [f"static/mathjax/{part}" for part in MATHJAX]
     for file in metadata.files("sphinx-mathjax-offline") or []:
-        _, _, inside = file.as_posix().partition("/")
-        if inside.startswith(tuple(wanted)):
-            target = to / inside.removeprefix("static/mathjax/")
+        _, _, part = file.as_posix().partition("/static/mathjax/")
+        if part.startswith(MATHJAX):
+            target = to / part
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(str(file.locate()), target)
     licence = next(file for file in metadata.files("packaging") or [] if file.name == "LICENSE.APACHE")

@@ -119,8 +119,7 @@ def strips(runs: Mapping[str, Iterable[float]], *, ax: Axes | None = None) -> Ax
     axes = ax or new_axes()
     for place, values in enumerate(columns.values()):
         beside = place + 0.36 * ((np.arange(len(values)) + 0.5) / len(values) - 0.5)
-        mark = MARKERS[place % len(MARKERS)]
-        axes.plot(beside, values, mark, color=COLOURS[0], linestyle="none", markersize=4.5)
+        axes.plot(beside, values, MARKERS[place % len(MARKERS)], color=COLOURS[0], linestyle="none", markersize=4.5)
         axes.hlines(values.mean(), place - 0.33, place + 0.33, color="black", linewidth=2)
     axes.set_xticks(range(len(columns)), list(columns))
     axes.set_xlim(-0.6, len(columns) - 0.4)

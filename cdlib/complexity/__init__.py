@@ -29,13 +29,4 @@ from cdlib.complexity.macs import MAC_RULES, macs_of, products_of
 from cdlib.complexity.memory import lifetimes
 from cdlib.complexity.totals import Profile, in_units, profile
 
-__all__ = [
-    "COLUMNS",
-    "MAC_RULES",
-    "Profile",
-    "in_units",
-    "lifetimes",
-    "macs_of",
-    "products_of",
-    "profile",
-]
+__all__ = ["COLUMNS", "MAC_RULES", "Profile", "in_units", "lifetimes", "macs_of", "products_of", "profile"]

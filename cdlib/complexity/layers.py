@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
+from collections import Counter
 from typing import Any, cast
 
 import pandas as pd
@@ -14,15 +14,7 @@ from cdlib.errors import CdlibError
 from cdlib.graph import Graph, Op
 from cdlib.torch_state import bytes_held, mask_name, parts_of, tied
 
-COLUMNS = (
-    "params",
-    "nonzero_params",
-    "macs",
-    "flops",
-    "weight_bytes",
-    "activation_bytes",
-    "peak_activation_bytes",
-)
+COLUMNS = ("params", "nonzero_params", "macs", "flops", "weight_bytes", "activation_bytes", "peak_activation_bytes")
 
 
 def layer_names(graph: Graph) -> list[str]:
@@ -33,30 +25,25 @@ def layer_names(graph: Graph) -> list[str]:
     Everything else belongs to the calling module.
     """
     products = [op for op in graph.ops if macs_of(op)]
-    weights = {op.index: weight_of(op) for op in products}
-    owned = defaultdict(set)
-    for weight in weights.values():
-        if weight:
-            owned[weight.name.rpartition(".")[0]].add(weight.name)
-    own_names: dict[int, str] = {}
+    weights = {op.index: weight.name for op in products if (weight := weight_of(op))}
+    owned = Counter(name.rpartition(".")[0] for name in set(weights.values()))
+    names: dict[int, str] = {}
     seen: Counter[tuple[int, str]] = Counter()
     for op in products:
-        weight = weights[op.index]
-        if weight:
-            owner = weight.name.rpartition(".")[0]
-            own_names[op.index] = owner if len(owned[owner]) == 1 else weight.name
+        if op.index in weights:
+            name = weights[op.index]
+            owner = name.rpartition(".")[0]
+            names[op.index] = owner if owned[owner] == 1 else name
         else:
             label = label_of(op)
             number = f"_{seen[op.call, label]}" if seen[op.call, label] else ""
-            own_names[op.index] = f"{op.module}.{label}{number}".lstrip(".")
+            names[op.index] = f"{op.module}.{label}{number}".lstrip(".")
             seen[op.call, label] += 1
-    of_module = defaultdict(set)
+    called = Counter(module for module, _ in {(op.module, names[op.index]) for op in products})
     for op in products:
-        of_module[op.module].add(own_names[op.index])
-    for op in products:
-        if not weights[op.index] and len(of_module[op.module]) == 1:
-            own_names[op.index] = op.module
-    return [own_names.get(op.index, op.module) for op in graph.ops]
+        if op.index not in weights and called[op.module] == 1:
+            names[op.index] = op.module
+    return [names.get(op.index, op.module) for op in graph.ops]
 
 
 def layer_table(
@@ -68,6 +55,7 @@ def layer_table(
     by its index, and `live` the bytes of activations alive while it runs.
     """
     rows: dict[str, dict[str, Any]] = {}
+    layer_of: dict[str, str] = {}  # of a parameter: that of the first operator which computes with it
     for op in graph.ops:
         if op.does_work:
             row = rows.setdefault(names[op.index], _empty_row(names[op.index], graph, op))
@@ -75,7 +63,9 @@ def layer_table(
             row["macs"] += macs_of(op)
             row["activation_bytes"] += made.get(op.index, 0)
             row["peak_activation_bytes"] = max(row["peak_activation_bytes"], live[op.index])
-    layer_of = _layers_of_parameters(graph, names)
+            for value in op.inputs:
+                if value.kind == "parameter":
+                    layer_of.setdefault(value.name, names[op.index])
     further = tied(model)
     for name, weight in [*model.named_parameters(), *_packed(graph)]:
         layer = layer_of.get(name, name.rpartition(".")[0])
@@ -94,17 +84,6 @@ def _empty_row(layer: str, graph: Graph, op: Op | None) -> dict[str, Any]:
     module = graph.modules.get(layer)
     kind = type(module).__name__ if module is not None else label_of(op) if op is not None else "parameter"
     return {"layer": layer or "(network)", "kind": kind, "output_shape": (), **dict.fromkeys(COLUMNS, 0)}
-
-
-def _layers_of_parameters(graph: Graph, names: list[str]) -> dict[str, str]:
-    """Return, for each parameter, the layer of the first operator that computes with it."""
-    layer_of: dict[str, str] = {}
-    for op in graph.ops:
-        if op.does_work:
-            for value in op.inputs:
-                if value.kind == "parameter":
-                    layer_of.setdefault(value.name, names[op.index])
-    return layer_of
 
 
 def _nonzero(graph: Graph, weight: Tensor, names: list[str]) -> int:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from math import prod
+from typing import Any
 
 from cdlib.graph import Op, Value
 
@@ -25,8 +26,7 @@ def products_of(op: Op) -> int:
 
 def weight_of(op: Op) -> Value | None:
     """Return the parameter, or view of one, that a product multiplies with; None if it multiplies activations."""
-    operands = op.args[1:] if _plain(op) in (*_WITH_SUMMAND, "addbmm") else op.args
-    weights = [v for v in operands if isinstance(v, Value) and v.kind == "parameter" and len(v.shape) > 1]
+    weights = [v for v in _factors(op) if isinstance(v, Value) and v.kind == "parameter" and len(v.shape) > 1]
     return weights[-1] if weights else None
 
 
@@ -45,6 +45,11 @@ def _plain(op: Op) -> str:
     return op.name.rstrip("_")
 
 
+def _factors(op: Op) -> tuple[Any, ...]:
+    """The arguments of a product, without the tensor that it is added to."""
+    return op.args[1:] if _plain(op) in _WITH_SUMMAND else op.args
+
+
 def _weight_shape(op: Op) -> tuple[int, ...]:
     """Shape of a layer's weight, also where an int8 operator holds it packed."""
     weight = op.args[1]
@@ -58,17 +63,15 @@ def _convolution(op: Op) -> int:
     return elements * prod(_weight_shape(op)[1:])
 
 
-def _linear(op: Op) -> int:
-    return op.outputs[0].numel * _weight_shape(op)[-1]
+def _matmul(op: Op) -> int:
+    """An output element sums over the k of a first factor (..., n, k) or (k,), whatever the shape of the second."""
+    return op.outputs[0].numel * _factors(op)[0].shape[-1]
 
 
-def _matmul(first: int) -> Callable[[Op], int]:
-    """The rule for a product of `op.args[first]` (..., n, k) with a second factor (..., k, m) or (k,)."""
-
-    def rule(op: Op) -> int:
-        return op.outputs[0].numel * op.args[first].shape[-1]
-
-    return rule
+def _addbmm(op: Op) -> int:
+    """The products (n, k) times (k, m) of a batch of matrices, of which there is only the sum."""
+    first, second = _factors(op)[:2]
+    return first.numel * second.shape[-1]
 
 
 def _bilinear(op: Op) -> int:
@@ -80,11 +83,6 @@ def _bilinear(op: Op) -> int:
             shape.insert(dim, 1)
         shapes.append(shape)
     return prod(max(sizes) for sizes in zip(*shapes, strict=True))
-
-
-def _addbmm(op: Op) -> int:
-    b, n, k = op.args[1].shape
-    return b * n * k * op.args[2].shape[-1]
 
 
 def _attention(op: Op) -> int:
@@ -110,16 +108,15 @@ def _conv_tbc(op: Op) -> int:
     return op.outputs[0].numel * prod(op.args[1].shape[:2])
 
 
-def _dot(op: Op) -> int:
-    return op.args[0].numel
-
-
 _WITH_FLAG = ("convolution", "_convolution", "convolution_overrideable")  # their seventh argument says "transposed"
-
-_WITH_SUMMAND = ("addmm", "addmv", "baddbmm", "_addmm_activation", "_sparse_addmm", "sspaddmm", "sparse_sampled_addmm")
+_WITH_SUMMAND = (
+    *("addmm", "addmv", "baddbmm", "addbmm"),
+    *("_addmm_activation", "_sparse_addmm", "sspaddmm", "sparse_sampled_addmm"),
+)
 _MATRIX = (
-    *("mm", "bmm", "mv", "matmul", "_int_mm", "_scaled_mm", "_grouped_mm", "_weight_int8pack_mm"),
+    *("mm", "bmm", "mv", "dot", "vdot", "matmul", "_int_mm", "_scaled_mm", "_grouped_mm", "_weight_int8pack_mm"),
     *("_sparse_mm_reduce_impl", "_sparse_sparse_matmul", "hspmm"),
+    *("linear", "linear_relu", "linear_dynamic", "linear_relu_dynamic", "linear_dynamic_fp16"),
 )
 _FUSED = ("flash_attention_for_cpu", "flash_attention", "efficient_attention", "cudnn_attention")
 
@@ -128,13 +125,10 @@ MAC_RULES: dict[str, Callable[[Op], int]] = {
     **{f"conv{n}d{relu}": _convolution for n in (1, 2, 3) for relu in ("", "_relu", "_dynamic")},
     **{f"conv_transpose{n}d{dynamic}": _convolution for n in (1, 2, 3) for dynamic in ("", "_dynamic")},
     "deform_conv2d": _convolution,
-    **{f"linear{kind}": _linear for kind in ("", "_relu", "_dynamic", "_relu_dynamic", "_dynamic_fp16")},
     "conv_tbc": _conv_tbc,
-    **dict.fromkeys(_MATRIX, _matmul(0)),
-    **dict.fromkeys(_WITH_SUMMAND, _matmul(1)),
+    **dict.fromkeys((*_MATRIX, *_WITH_SUMMAND), _matmul),
     "addbmm": _addbmm,
     "_trilinear": _bilinear,
-    **dict.fromkeys(("dot", "vdot"), _dot),
     "scaled_dot_product_attention": _attention,
     **{f"_scaled_dot_product_{kernel}": _attention for kernel in _FUSED},
     "_cudnn_rnn": _cudnn_recurrent,

@@ -19,53 +19,31 @@ from cdlib.graph import ExampleInput, capture
 class Profile:
     """The complexity of a network for one sample: seven totals, a row per layer, and memory over time.
 
-    Attributes
-    ----------
-    params : int
-        Parameters. For this and the other totals, `cdlib.complexity` states the counting rule.
-    nonzero_params : int or None
-        Those that differ from zero; None if the network is on the meta device, whose parameters have no values.
-    macs : int
-        Multiply-accumulates.
-    flops : int
-        Floating-point operations, 2 x `macs`.
-    weight_bytes : int
-        Bytes of the parameters.
-    activation_bytes : int
-        Bytes of all activations.
-    peak_activation_bytes : int
-        Most bytes of activations that must be alive at once.
-    layers : pandas.DataFrame
-        A row per layer in the order of the run, indexed by name: ``kind``, ``output_shape`` and the seven counts. A
-        layer is a module that does work or holds parameters of its own; one that calls several products directly
-        (attention, functional code) has a row for each, named after its weight. Rows add up to the totals, but for
-        the peak, which is their maximum.
-    timeline : pandas.DataFrame
-        A row per operator that is no view: ``operator``, ``layer``, ``live_bytes`` (activations alive while it runs).
-    name : str
-        Class of the network.
+    `cdlib.complexity` states the counting rule of the totals. The table `layers` has a row per layer in the order of
+    the run, indexed by name: ``kind``, ``output_shape`` and the seven counts. A layer is a module that does work or
+    holds parameters of its own; one that calls several products directly (attention, functional code) has a row for
+    each, named after its weight. Rows add up to the totals, but for the peak, which is their maximum. `timeline` has a
+    row per operator that is no view: ``operator``, ``layer``, ``live_bytes`` (activations alive while it runs).
     """
 
-    params: int
-    nonzero_params: int | None
-    macs: int
-    flops: int
-    weight_bytes: int
-    activation_bytes: int
-    peak_activation_bytes: int
+    params: int  #: Parameters.
+    nonzero_params: int | None  #: Those that differ from zero; None on the meta device, where they have no values.
+    macs: int  #: Multiply-accumulates.
+    flops: int  #: Floating-point operations, 2 x `macs`.
+    weight_bytes: int  #: Bytes of the parameters.
+    activation_bytes: int  #: Bytes of all activations.
+    peak_activation_bytes: int  #: Most bytes of activations that must be alive at once.
     layers: pd.DataFrame
     timeline: pd.DataFrame
-    name: str = ""
+    name: str = ""  #: Class of the network.
 
     def totals(self) -> dict[str, int | None]:
         """Return the seven totals by name."""
         return {column: getattr(self, column) for column in COLUMNS}
 
     def __str__(self) -> str:
-        table = self.layers.drop(columns=["flops"])
-        lines = [table.to_string(), ""]
-        lines += [f"{label:>22}: {value}" for label, value in self.summary().items()]
-        return "\n".join(lines)
+        lines = [f"{label:>22}: {value}" for label, value in self.summary().items()]
+        return "\n".join([self.layers.drop(columns=["flops"]).to_string(), "", *lines])
 
     def __repr__(self) -> str:
         return f"<Profile of {self.name}: " + ", ".join(f"{k} {v}" for k, v in self.summary().items()) + ">"
@@ -98,7 +76,7 @@ def profile(
     kwargs: Mapping[str, Any] | None = None,
     batch_dim: int | None = 0,
 ) -> Profile:
-    """Count what `model` costs for one sample of `example_input`.
+    """Count what `model` costs for one sample of `example_input`; return the `Profile`.
 
     Parameters
     ----------
@@ -111,10 +89,6 @@ def profile(
         Its arguments by name, likewise.
     batch_dim : int or None, default 0
         The dimension that counts samples; None if the input has none.
-
-    Returns
-    -------
-    Profile
 
     Raises
     ------
@@ -139,14 +113,8 @@ def profile(
         [(op.name, names[op.index], live[op.index]) for op in graph.ops if op.does_work],
         columns=["operator", "layer", "live_bytes"],
     )
-    totals = {column: int(layers[column].sum()) for column in COLUMNS}
+    totals: dict[str, Any] = {column: int(layers[column].sum()) for column in COLUMNS}
     totals["peak_activation_bytes"] = max(live, default=0)
-    valueless = any(p.is_meta for p in model.parameters())
-    nonzero = totals.pop("nonzero_params")
-    return Profile(
-        **totals,
-        nonzero_params=None if valueless else nonzero,
-        layers=layers,
-        timeline=timeline,
-        name=type(model).__name__,
-    )
+    if any(parameter.is_meta for parameter in model.parameters()):
+        totals["nonzero_params"] = None
+    return Profile(**totals, layers=layers, timeline=timeline, name=type(model).__name__)

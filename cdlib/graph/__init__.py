@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from cdlib.graph.inputs import ExampleInput, Inputs
 from cdlib.graph.tracing import capture, in_mode, record, run
-from cdlib.graph.trees import leaves, map_tensors, once, tensors
-from cdlib.graph.types import Call, Graph, Kind, Op, Value, moved_after
+from cdlib.graph.trees import leaves, map_tensors, tensors
+from cdlib.graph.types import Call, Graph, Op, Value, moved_after
 
 __all__ = [
     "Call",
     "ExampleInput",
     "Graph",
     "Inputs",
-    "Kind",
     "Op",
     "Value",
     "capture",
@@ -20,7 +19,6 @@ __all__ = [
     "leaves",
     "map_tensors",
     "moved_after",
-    "once",
     "record",
     "run",
     "tensors",

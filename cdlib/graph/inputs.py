@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from cdlib.errors import CdlibError
-from cdlib.graph.trees import map_tensors, once, tensors
+from cdlib.graph.trees import map_tensors, tensors
 
 ExampleInput = Tensor | Sequence[Any]
 """A tensor, or a tuple of positional arguments: tensors, numbers, None, dictionaries, lists of them."""
@@ -20,15 +20,8 @@ ExampleInput = Tensor | Sequence[Any]
 class Inputs:
     """The arguments of a call of a network.
 
-    Attributes
-    ----------
-    args : tuple
-        The positional ones.
-    kwargs : dict
-        Those by name.
-    batch_dim : int or None
-        The dimension that counts samples in every tensor that is as long there as the first one; None if there is no
-        such dimension.
+    `batch_dim` is the dimension that counts samples in every tensor that is as long there as the first one; None if
+    there is no such dimension.
     """
 
     args: tuple[Any, ...]
@@ -74,40 +67,41 @@ class Inputs:
 
     def map(self, function: Callable[[Tensor], Tensor]) -> Inputs:
         """The same with every tensor changed; one that is given twice stays one."""
-        args, kwargs = map_tensors(once(function), (self.args, self.kwargs))
+        done: dict[int, Tensor] = {}
+
+        def once(t: Tensor) -> Tensor:
+            if id(t) not in done:
+                done[id(t)] = function(t)
+            return done[id(t)]
+
+        args, kwargs = map_tensors(once, (self.args, self.kwargs))
         return replace(self, args=args, kwargs=kwargs)
 
     def to(self, device: torch.device) -> Inputs:
         """The same on a device, where a tensor that has a shape only becomes zeros."""
         return self.map(lambda t: torch.zeros_like(t, device=device) if t.is_meta else t.to(device))
 
-    def samples(self) -> Iterator[Inputs]:
-        """The arguments for each sample alone."""
-        for k in range(self.count or 1):
-            yield self._take([k])
-
-    def one_sample(self) -> Inputs:
-        """The arguments for the first sample."""
-        return self._take([0])
-
-    def repeated(self, samples: int) -> Inputs:
-        """The arguments for the first sample several times."""
-        return self._take([0] * samples)
-
     def call(self, model: nn.Module) -> Any:
         """What a network returns for them."""
         return model(*self.args, **self.kwargs)
 
-    def _take(self, samples: list[int]) -> Inputs:
+    def repeated(self, samples: int) -> Inputs:
+        """The arguments for the first sample, once or several times."""
+        return self.take([0] * samples)
+
+    def take(self, samples: list[int]) -> Inputs:
+        """The arguments for some samples; all of them if nothing counts samples."""
         dim, count = self.batch_dim, self.count
         if dim is None or count is None:
             return self
-        return self.map(lambda t: _taken(t, dim, samples) if -t.dim() <= dim < t.dim() and t.shape[dim] == count else t)
 
+        def taken(t: Tensor) -> Tensor:
+            if not -t.dim() <= dim < t.dim() or t.shape[dim] != count:
+                return t
+            if t.layout == torch.strided:
+                parts = [t.narrow(dim, k, 1) for k in samples]
+                return parts[0] if len(parts) == 1 else torch.cat(parts, dim)
+            index = torch.tensor(samples, device=t.device)
+            return t.to_sparse_coo().index_select(dim, index).to_sparse(layout=t.layout)
 
-def _taken(t: Tensor, dim: int, samples: list[int]) -> Tensor:
-    """Some samples of a tensor of any layout."""
-    if t.layout == torch.strided:
-        parts = [t.narrow(dim, k, 1) for k in samples]
-        return parts[0] if len(parts) == 1 else torch.cat(parts, dim)
-    return t.to_sparse_coo().index_select(dim, torch.tensor(samples, device=t.device)).to_sparse(layout=t.layout)
+        return self.map(taken)

@@ -25,8 +25,7 @@ class Recorder(TorchDispatchMode):
         modules = dict(model.named_modules())
         self.graph = Graph(modules=modules, on_meta=on_meta)
         self._module_names = {id(module): name for name, module in modules.items()}
-        self._stack: list[tuple[str, int]] = [("", 0)]
-        self._starts: list[int] = []
+        self._stack: list[tuple[str, int, int]] = [("", 0, 0)]  # calls: the module, the call's number, first operator
         self._calls = 0
         self._keep: list[Tensor] = []
         self._values: dict[int, Value] = {}
@@ -46,13 +45,12 @@ class Recorder(TorchDispatchMode):
     def enter_module(self, module: nn.Module, args: Any) -> None:
         """Note that a module is called."""
         self._calls += 1
-        self._stack.append((self._module_names.get(id(module), self._stack[-1][0]), self._calls))
-        self._starts.append(len(self.graph.ops))
+        name = self._module_names.get(id(module), self._stack[-1][0])
+        self._stack.append((name, self._calls, len(self.graph.ops)))
 
     def leave_module(self, module: nn.Module, args: Any, *kwargs_and_output: Any) -> None:
         """Note that the last module called returns. There are no keyword arguments if it raised."""
-        name, _ = self._stack.pop()
-        start = self._starts.pop()
+        name, _, start = self._stack.pop()
         if len(kwargs_and_output) != 2 and self.graph.failed_in is None:
             self.graph.failed_in = name
         elif len(kwargs_and_output) == 2 and id(module) in self._module_names:
@@ -71,11 +69,9 @@ class Recorder(TorchDispatchMode):
 
     def value(self, t: Tensor) -> Value:
         """Return the value that stands for a tensor."""
-        if id(t) in self._values:
-            return self._values[id(t)]
-        value = self._new(t, "constant")
-        self.graph.constants[value.index] = t
-        return value
+        if id(t) not in self._values:
+            self.graph.constants[self._new(t, "constant").index] = t
+        return self._values[id(t)]
 
     def _new(self, t: Tensor, kind: Kind, name: str = "") -> Value:
         if id(t) in self._values:
@@ -113,24 +109,22 @@ class Recorder(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         with DisableTorchFunction():  # the mode that sees attention would see every look at a tensor here
-            return self._dispatch(func, args, kwargs or {})
-
-    def _dispatch(self, func: Any, args: Any, kwargs: Any) -> Any:
-        given = tensors((args, kwargs))
-        if self.graph.on_meta and any(t.is_meta for t in given):
-            args, kwargs = map_tensors(self._twin, (args, kwargs))
-            kwargs = {k: torch.device("meta") if k == "device" and v is not None else v for k, v in kwargs.items()}
-            result = self._shapes_of(func, args, kwargs)
-        else:
-            result = func(*args, **kwargs)
-        self.record(func, args, kwargs, result)
-        if func._schema.is_mutable:
-            for t in given:
-                twin = self._twins.get(id(t), t)
-                if twin.shape != t.shape:
-                    t.resize_(twin.shape)
-                self._values[id(t)] = self._values[id(twin)]
-        return result
+            kwargs = kwargs or {}
+            given = tensors((args, kwargs))
+            if self.graph.on_meta and any(t.is_meta for t in given):
+                args, kwargs = map_tensors(self._twin, (args, kwargs))
+                kwargs = {k: torch.device("meta") if k == "device" and v is not None else v for k, v in kwargs.items()}
+                result = self._shapes_of(func, args, kwargs)
+            else:
+                result = func(*args, **kwargs)
+            self.record(func, args, kwargs, result)
+            if func._schema.is_mutable:
+                for t in given:
+                    twin = self._twins.get(id(t), t)
+                    if twin.shape != t.shape:
+                        t.resize_(twin.shape)
+                    self._values[id(t)] = self._values[id(twin)]
+            return result
 
     def _shapes_of(self, func: Any, args: Any, kwargs: Any) -> Any:
         """Run an operator on meta tensors, or repeat what it gave for the same shapes before.
@@ -147,9 +141,9 @@ class Recorder(TorchDispatchMode):
             return torch.empty_like(args[0]), args[0].new_empty(0), args[0].new_empty(0)
         key = (func, _key(args), _key(kwargs))
         if key in self._seen:
-            return map_tensors(_Shape.empty, self._seen[key], _Shape)
+            return map_tensors(_to_meta, self._seen[key])
         result = func(*args, **kwargs)
-        self._seen[key] = map_tensors(_Shape, result)
+        self._seen[key] = map_tensors(_to_meta, result)  # other tensors: those of the run may yet be resized
         return result
 
     def attention(self, function: Any, query: Tensor, key: Tensor, value: Tensor, *args: Any, **kwargs: Any) -> Tensor:
@@ -176,7 +170,7 @@ class Recorder(TorchDispatchMode):
             for t in returned:
                 self._forget_if_resized(t)
         outputs = tuple(self._output(t, read, "activation" if computed else "constant") for t in returned)
-        module, call = self._stack[-1]
+        module, call, _ = self._stack[-1]
         self.graph.ops.append(Op(len(self.graph.ops), func, module, call, args, kwargs, outputs))
 
     def _output(self, t: Tensor, read: dict[int, Value], kind: Kind) -> Value:
@@ -197,16 +191,6 @@ _LIKE_INPUT = {
     getattr(torch.ops.aten, name).default
     for name in ("relu", "gelu", "silu", "hardswish", "hardsigmoid", "hardtanh", "leaky_relu", "sigmoid", "tanh")
 }
-
-
-class _Shape:
-    """What is left of a meta tensor when its identity is taken away."""
-
-    def __init__(self, t: Tensor) -> None:
-        self.size, self.stride, self.dtype = t.size(), t.stride(), t.dtype
-
-    def empty(self) -> Tensor:
-        return torch.empty_strided(self.size, self.stride, dtype=self.dtype, device="meta")
 
 
 def _key(tree: Any) -> Any:
@@ -232,6 +216,7 @@ def _memory(t: Tensor) -> tuple[int, int]:
 
 
 def _to_meta(t: Tensor) -> Tensor:
+    """A new tensor of the same shape and type, without numbers."""
     if t.layout != torch.strided:
         raise NotImplementedError(f"a tensor of layout {t.layout} cannot be run on its shape alone")
     return torch.empty_strided(t.size(), t.stride(), dtype=t.dtype, device="meta")

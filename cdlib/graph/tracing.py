@@ -55,7 +55,7 @@ def capture(
     batch_dim: int | None = 0,
     autocast: bool = False,
 ) -> Graph:
-    """Run `model` once on one sample of `example_input` and return what ran.
+    """Run `model` once on one sample of `example_input` and return what ran, as a `Graph`.
 
     Parameters
     ----------
@@ -72,10 +72,6 @@ def capture(
     autocast : bool, default False
         Whether a `torch.autocast` around the call applies. By default the network runs in its own precision.
 
-    Returns
-    -------
-    Graph
-
     Raises
     ------
     CdlibError
@@ -83,21 +79,16 @@ def capture(
     """
     model = getattr(check_module(model), "_orig_mod", model)  # torch.compile wraps the network that we want to see
     check_shapes(model)
-    inputs = Inputs.of(example_input, kwargs, batch_dim).one_sample()
+    inputs = Inputs.of(example_input, kwargs, batch_dim).repeated(1)
     graph, error = record(model, inputs, autocast=autocast)
     if error is not None:
-        raise _failure(model, inputs, error) from error
+        shapes = ", ".join(str(tuple(t.shape)) for t in tensors(inputs))
+        cut = f" (one sample, cut along dimension {batch_dim}; batch_dim=None keeps it whole)"
+        raise CdlibError(
+            f"{type(model).__name__} cannot run on an input of shape {shapes}{'' if batch_dim is None else cut}: "
+            f"{one_line(error)}. Check the shape and type of the input, and that the network runs on it."
+        ) from error
     return graph
-
-
-def _failure(model: nn.Module, inputs: Inputs, error: Exception) -> CdlibError:
-    shapes = ", ".join(str(tuple(t.shape)) for t in tensors(inputs))
-    dim = inputs.batch_dim
-    hint = "" if dim is None else f" (one sample, cut along dimension {dim}; batch_dim=None keeps it whole)"
-    return CdlibError(
-        f"{type(model).__name__} cannot run on an input of shape {shapes}{hint}: {one_line(error)}. "
-        "Check the shape and type of the input, and that the network runs on it."
-    )
 
 
 def record(model: nn.Module, inputs: Inputs, *, autocast: bool = False) -> tuple[Graph, Exception | None]:
@@ -164,12 +155,8 @@ def in_mode(model: nn.Module, recorder: Recorder, training: bool = False) -> Ite
         undo.enter_context(torch.random.fork_rng(devices=devices))
         for module in model.modules():
             module.training = training
-        hooks = (
-            register_module_forward_pre_hook(recorder.enter_module),
-            register_module_forward_hook(recorder.leave_module, with_kwargs=True, always_call=True),
-        )
-        for hook in hooks:
-            undo.callback(hook.remove)
+        undo.enter_context(register_module_forward_pre_hook(recorder.enter_module))
+        undo.enter_context(register_module_forward_hook(recorder.leave_module, with_kwargs=True, always_call=True))
         # PyTorch's own functions, multi-head attention among them, run without the mode that sees all other calls.
         undo.enter_context(mock.patch.object(F, "scaled_dot_product_attention", attention.called))
         undo.enter_context(attention)
@@ -205,12 +192,8 @@ _ATTENTION = {
 def _snapshot(model: nn.Module) -> Callable[[], None]:
     """Return what puts back all that a forward might change: attributes, entries of containers, values of buffers."""
     held = [vars(module) for module in model.modules() if not isinstance(module, torch.jit.ScriptModule)]
-    containers = [
-        value
-        for attributes in held
-        for name, value in attributes.items()
-        if isinstance(value, dict | list | set) and name not in _HOOKS
-    ]
+    every = [(name, value) for attributes in held for name, value in attributes.items() if name not in _HOOKS]
+    containers = [value for _, value in every if isinstance(value, dict | list | set)]
     contents: list[tuple[Any, Any]] = [(kept, kept.copy()) for kept in (*held, *containers)]
     buffers = [(b, b._version, b.detach().clone()) for b in model.buffers() if not b.is_inference()]
 

@@ -15,21 +15,13 @@ class Leaf:
 
 def leaves(tree: Any) -> list[Any]:
     """Everything inside nested tuples, lists, dictionaries and dataclasses, in order."""
-    found: list[Any] = []
-    _collect(tree, found)
-    return found
-
-
-def _collect(tree: Any, found: list[Any]) -> None:
     if isinstance(tree, dict):
         tree = tree.values()
     elif is_dataclass(tree) and not isinstance(tree, (type, Leaf)):
         tree = vars(tree).values()
     elif not isinstance(tree, (tuple, list)):
-        found.append(tree)
-        return
-    for item in tree:
-        _collect(item, found)
+        return [tree]
+    return [leaf for item in tree for leaf in leaves(item)]
 
 
 def tensors(tree: Any) -> list[Tensor]:
@@ -51,15 +43,3 @@ def map_tensors(function: Callable[[Any], Any], tree: Any, kind: type | tuple[ty
     if isinstance(tree, dict):
         return {key: map_tensors(function, item, kind) for key, item in tree.items()}
     return tree
-
-
-def once(function: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
-    """The same function, which gives the same tensor again for a tensor that it has seen."""
-    done: dict[int, Tensor] = {}
-
-    def once(t: Tensor) -> Tensor:
-        if id(t) not in done:
-            done[id(t)] = function(t)
-        return done[id(t)]
-
-    return once

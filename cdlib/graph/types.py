@@ -21,33 +21,15 @@ Kind = Literal["input", "parameter", "buffer", "constant", "activation"]
 
 @dataclass(frozen=True, eq=False)
 class Value(Leaf):
-    """A tensor that takes part in the run.
+    """A tensor that takes part in the run."""
 
-    Attributes
-    ----------
-    index : int
-        Position in `Graph.values`.
-    shape : tuple of int
-        Its shape, for one sample.
-    dtype : torch.dtype
-        Its element type.
-    storage : int
-        Number of the memory block behind it: a view and its base have the same.
-    storage_bytes : int
-        Size of that memory block, in bytes.
-    kind : str
-        "input", "parameter", "buffer"; "activation" (computed from the input) or "constant" (from anything else).
-    name : str
-        The parameter or buffer that this is, or is a view of; otherwise empty.
-    """
-
-    index: int
-    shape: tuple[int, ...]
-    dtype: torch.dtype
-    storage: int
-    storage_bytes: int
-    kind: Kind
-    name: str = ""
+    index: int  #: Position in `Graph.values`.
+    shape: tuple[int, ...]  #: Its shape, for one sample.
+    dtype: torch.dtype  #: Its element type.
+    storage: int  #: Number of the memory block behind it: a view and its base have the same.
+    storage_bytes: int  #: Size of that memory block, in bytes.
+    kind: Kind  #: An "activation" is computed from the input, a "constant" from anything else.
+    name: str = ""  #: The parameter or buffer that this is, or is a view of; otherwise empty.
 
     @property
     def numel(self) -> int:
@@ -57,31 +39,15 @@ class Value(Leaf):
 
 @dataclass(frozen=True, eq=False)
 class Op:
-    """One operator that ran.
+    """One operator that ran."""
 
-    Attributes
-    ----------
-    index : int
-        Position in `Graph.ops`, the order of the run.
-    target : callable
-        The ATen operator, for example ``torch.ops.aten.convolution.default``.
-    module : str
-        Qualified name of the innermost module whose code called it; empty for the network itself.
-    call : int
-        Number of that module's call: a shared module has several.
-    args, kwargs
-        What it was called with, every tensor replaced by its `Value`.
-    outputs : tuple of Value
-        What it returned. An in-place operator returns the `Value` that it was given.
-    """
-
-    index: int
-    target: Any
-    module: str
-    call: int
-    args: tuple[Any, ...]
-    kwargs: dict[str, Any]
-    outputs: tuple[Value, ...]
+    index: int  #: Position in `Graph.ops`, the order of the run.
+    target: Any  #: The ATen operator, for example ``torch.ops.aten.convolution.default``.
+    module: str  #: Qualified name of the innermost module whose code called it; empty for the network itself.
+    call: int  #: Number of that module's call: a shared module has several.
+    args: tuple[Any, ...]  #: What it was called with, every tensor replaced by its `Value`.
+    kwargs: dict[str, Any]  #: Likewise, by name.
+    outputs: tuple[Value, ...]  #: What it returned. An in-place operator returns the `Value` that it was given.
 
     @property
     def name(self) -> str:
@@ -102,46 +68,32 @@ class Op:
 
 @dataclass(frozen=True, eq=False)
 class Call:
-    """One call of a module.
+    """One call of a module, during which the operators ``ops[start:stop]`` ran."""
 
-    Attributes
-    ----------
-    module : str
-        Qualified name of the module.
-    start, stop : int
-        The operators that ran meanwhile are ``ops[start:stop]``.
-    inputs : tuple
-        Its positional and its keyword arguments, every tensor replaced by its `Value`.
-    outputs
-        What it returned, likewise.
-    """
-
-    module: str
+    module: str  #: Qualified name of the module.
     start: int
     stop: int
-    inputs: tuple[Any, Any]
-    outputs: Any
+    inputs: tuple[Any, Any]  #: Its positional and its keyword arguments, every tensor replaced by its `Value`.
+    outputs: Any  #: What it returned, likewise.
 
 
 @dataclass(eq=False)
 class Graph:
-    """A captured network: `ops` in the order of the run, over `values`.
+    """A captured network: operators over values.
 
-    `calls` are the calls of modules in the order in which they returned, that of the network last; `modules` maps the
-    qualified name of every module of the network to the module; `constants` holds the tensors that are neither input
-    nor parameter nor buffer nor computed, by the index of their value; `on_meta` says whether the run was made of
-    shapes only (True) or of real numbers. If the run raised, `failed_in` names the innermost module that did.
+    `calls` are the calls of modules in the order in which they returned, that of the network last; `constants` holds
+    the tensors that are neither input nor parameter nor buffer nor computed, by the index of their value.
     """
 
-    ops: list[Op] = field(default_factory=list)
+    ops: list[Op] = field(default_factory=list)  #: In the order of the run.
     values: list[Value] = field(default_factory=list)
     inputs: tuple[Value, ...] = ()
     outputs: tuple[Value, ...] = ()
     calls: list[Call] = field(default_factory=list)
-    modules: dict[str, nn.Module] = field(default_factory=dict)
+    modules: dict[str, nn.Module] = field(default_factory=dict)  #: Every module of the network by its qualified name.
     constants: dict[int, Tensor] = field(default_factory=dict)
-    on_meta: bool = True
-    failed_in: str | None = None
+    on_meta: bool = True  #: Whether the run was made of shapes only (True) or of real numbers.
+    failed_in: str | None = None  #: If the run raised, the name of the innermost module that did.
 
     @cached_property
     def follows_numbers(self) -> bool:
@@ -158,19 +110,15 @@ def _follows_numbers(op: Op) -> bool:
 
 def moved_after(graph: Graph, other: Graph) -> Graph:
     """Return another recording of the same network with its numbers moved: both have only their tensors in common."""
-    values, storages = len(graph.values), max((v.storage for v in graph.values), default=0) + 1
+    first, storages = len(graph.values), max((v.storage for v in graph.values), default=0) + 1
     held = graph.inputs[0].index if graph.inputs else 0
+    values = [
+        value if value.index < held else replace(value, index=value.index + first, storage=value.storage + storages)
+        for value in other.values
+    ]
 
-    def moved(value: Value) -> Value:
-        if value.index < held:
-            return value
-        return replace(value, index=value.index + values, storage=value.storage + storages)
-
-    every = {value.index: moved(value) for value in other.values}
-    first = len(graph.ops) + 1
     ops = []
     for op in other.ops:
-        args, kwargs, outputs = map_tensors(lambda value: every[value.index], (op.args, op.kwargs, op.outputs), Value)
-        ops.append(Op(op.index + first, op.target, op.module, op.call, args, kwargs, outputs))
-    outputs = tuple(every[value.index] for value in other.outputs)
-    return Graph(ops=ops, values=list(every.values()), outputs=outputs, modules=other.modules)
+        args, kwargs, outputs = map_tensors(lambda value: values[value.index], (op.args, op.kwargs, op.outputs), Value)
+        ops.append(replace(op, index=op.index + len(graph.ops) + 1, args=args, kwargs=kwargs, outputs=outputs))
+    return Graph(ops, values, outputs=tuple(values[v.index] for v in other.outputs), modules=other.modules)

@@ -134,7 +134,7 @@ def cut(model: nn.Module, groups: Groups, slices: Mapping[Key, Ids]) -> nn.Modul
     guesses = Guesses(small)
     rewriter = Rewriter(model, inputs, slices, walk.training)
     prediction = Prediction(walk, gone(walk, slices))
-    args = inputs.one_sample()
+    args = inputs.repeated(1)
     while True:
         after, error = run(small, args, on_meta=walk.graph.on_meta)
         wrong = first_difference(prediction, after)

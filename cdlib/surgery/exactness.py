@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,29 +31,21 @@ from cdlib.surgery.masked_reference import OtherCourse, masked
 
 @dataclass(frozen=True)
 class Exactness:
-    """How far a cut network is from its references: the largest difference of outputs, relative to the largest one.
-
-    Attributes
-    ----------
-    zeroed : float or None
-        Between `cdlib.zero` and `cdlib.remove` of the same units: below 1e-9 if the cut is exact, in double precision.
-        None if some of the groups are not zero-invariant, for which the two need not agree.
-    masked : float or None
-        Between `masked` and `cdlib.remove`: likewise, for all groups. None if the network's course depends on its
-        numbers in such a way that the recorded operators cannot be found again.
-    effect : float
-        Between the full network and the reference: if it is 0, dropping the units changes nothing, and the two numbers
-        above prove nothing.
-    control : float
-        Between the reference and a network from which one wrong unit was removed: what a mistake looks like. It must
-        be much larger than `zeroed` and `masked`. Up to three wrong units are tried until one shows, since some
-        units do nothing (the inputs of a ReLU that are all negative). NaN if there is no wrong unit.
-    """
+    """How far a cut network is from its references: the largest difference of outputs, relative to the largest one."""
 
     zeroed: float | None
+    """Between `cdlib.zero` and `cdlib.remove` of the same units: below 1e-9 if the cut is exact, in double precision.
+    None if some of the groups are not zero-invariant, for which the two need not agree."""
     masked: float | None
+    """Between `masked` and `cdlib.remove`: likewise, for all groups. None if the network's course depends on its
+    numbers in such a way that the recorded operators cannot be found again."""
     effect: float
+    """Between the full network and the reference: if it is 0, dropping the units changes nothing, and the two numbers
+    above prove nothing."""
     control: float
+    """Between the reference and a network from which one wrong unit was removed: what a mistake looks like. It must be
+    much larger than `zeroed` and `masked`. Up to three wrong units are tried until one shows, since some units do
+    nothing (the inputs of a ReLU that are all negative). NaN if there is no wrong unit."""
 
 
 def check_exact(
@@ -66,6 +59,8 @@ def check_exact(
 ) -> Exactness:
     """Compare what is left of a network after `cdlib.remove` with references that have the size of the full network.
 
+    Returns how far it is from them, an `Exactness`.
+
     Parameters
     ----------
     model, groups, drop
@@ -77,10 +72,6 @@ def check_exact(
     compare : callable, optional
         Gives the difference of two results of the network; default `difference`. A detector needs another one: it
         sorts what it found by score, and of equal scores either may come first.
-
-    Returns
-    -------
-    Exactness
 
     Raises
     ------
@@ -169,7 +160,7 @@ def randomised(
     seed: int = 0,
     dtype: torch.dtype = torch.float64,
 ) -> nn.Module:
-    """Return a copy of a network with random weights and statistics with which a wrong channel shows in the output.
+    """Return a copy, for evaluation, with random weights and statistics with which a wrong channel shows in the output.
 
     Weights are normal with a variance of 2 over the inputs of a unit (He et al. 2015, arXiv:1502.01852), so that
     activations neither vanish nor explode. Scales are uniform in 0.5 to 1.5, shifts normal with a deviation of 0.2. The
@@ -186,11 +177,6 @@ def randomised(
         Of the numbers.
     dtype : torch.dtype, default torch.float64
         Of the copy's floating-point tensors.
-
-    Returns
-    -------
-    nn.Module
-        In evaluation mode.
     """
     check_seed(seed)
     copy = removal.copied(model).to(dtype).eval()
@@ -199,13 +185,11 @@ def randomised(
         for name, tensor in copy.named_parameters():
             if tensor.is_floating_point():
                 tensor.copy_(_numbers(name, tensor, rng))
-    found = [module for module in copy.modules() if isinstance(getattr(module, "running_var", None), Tensor)]
-    hooks = [module.register_forward_pre_hook(lambda m, args: _calibrate(m, args[0], rng)) for module in found]
-    try:
+    with ExitStack() as hooks:
+        for module in copy.modules():
+            if isinstance(getattr(module, "running_var", None), Tensor):
+                hooks.enter_context(module.register_forward_pre_hook(lambda m, args: _calibrate(m, args[0], rng)))
         _outputs(copy, Inputs.of(inputs, kwargs, None))
-    finally:
-        for hook in hooks:
-            hook.remove()
     return copy
 
 

@@ -6,8 +6,8 @@ noted by the shapes and types of its tensors, not by their numbers: where it is 
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Container, Mapping
+from statistics import mode
 from typing import Any
 
 import numpy as np
@@ -33,27 +33,12 @@ def note(
     rewritten: list[str],
     attributes: Mapping[str, Mapping[str, Any]],
 ) -> Entry:
-    """Return what is kept of a removal.
+    """Return what is kept of a removal from `model`, the network before, which it ran on `inputs`.
 
-    Parameters
-    ----------
-    model : nn.Module
-        The network before.
-    inputs : Inputs
-        What the removal ran it on.
-    slices : dict
-        The indices that vanished from each dimension of each tensor.
-    rewritten : list of str
-        The modules of the network after it that run recorded operators.
-    attributes : dict
-        The attributes of a user's modules that became others, by module.
-
-    Returns
-    -------
-    dict
-        ``slices`` (indices such as ``"0-3,7"``, and the ``"tensor:dimension"`` places from which they vanished),
-        ``input``, ``kwargs`` if there are any, ``batch_dim``, ``rewritten``, ``attributes`` and ``types`` (the floating
-        type of most tensors under ``""``, and the others by name).
+    A dict of ``slices`` (indices such as ``"0-3,7"``, and the ``"tensor:dimension"`` places from which they vanished),
+    ``input``, ``kwargs`` if there are any, ``batch_dim``, ``rewritten`` (the modules that run recorded operators
+    since), ``attributes`` (those of a user's modules that became others, by module) and ``types`` (the floating type of
+    most tensors under ``""``, and the others by name).
     """
     alone, *rest = inputs.args or (None,)
     entry = {
@@ -76,16 +61,17 @@ def add(model: nn.Module, entry: Entry) -> None:
     Where neither it nor the one before rewrote code, they become one: what is gone in the end, by the indices of the
     network before both.
     """
-    *before, last = getattr(model, HISTORY, None) or [None]
-    if last is not None and not last["rewritten"] and not entry["rewritten"]:
+    noted = list(getattr(model, HISTORY, ()))
+    if noted and not noted[-1]["rewritten"] and not entry["rewritten"]:
+        last = noted.pop()
         gone, changed = slices(last), from_json(last["attributes"])
         for key, ids in slices(entry).items():
             done = gone.get(key, ids[:0])
             gone[key] = np.union1d(done, np.setdiff1d(np.arange(ids.max() + 1 + done.size), done)[ids])
         for path, values in from_json(entry["attributes"]).items():
             changed[path] = {**changed.get(path, {}), **values}
-        last, entry = None, {**entry, "slices": _places(gone), "attributes": to_json(changed)}
-    setattr(model, HISTORY, [*before, *([last] if last is not None else []), entry])
+        entry = {**entry, "slices": _places(gone), "attributes": to_json(changed)}
+    setattr(model, HISTORY, [*noted, entry])
 
 
 def slices(entry: Entry) -> dict[Key, Ids]:
@@ -118,12 +104,6 @@ def unmasked(entry: Entry, held: Container[str]) -> Entry:
     return {**entry, "slices": slices, "types": types}
 
 
-def set_attributes(model: nn.Module, entry: Entry) -> None:
-    """Give a user's modules the attributes that they got at a removal."""
-    for path, values in from_json(entry["attributes"]).items():
-        vars(model.get_submodule(path)).update(values)
-
-
 def set_types(model: nn.Module, entry: Entry) -> None:
     """Give the floating tensors of a network, in place, the types that they had at a removal."""
     types = entry["types"]
@@ -151,13 +131,7 @@ def to_json(tree: Any) -> Any:
 
 
 def from_json(value: Any, device: torch.device | str = "cpu") -> Any:
-    """Return what `to_json` was given, with zeros for tensors.
-
-    Raises
-    ------
-    CdlibError
-        If it holds what could not be written down.
-    """
+    """Return what `to_json` was given, with zeros for tensors; a CdlibError if some could not be written down."""
     if isinstance(value, list):
         return [from_json(item, device) for item in value]
     if not isinstance(value, dict):
@@ -196,9 +170,9 @@ def _runs(ids: Ids) -> str:
 
 
 def _types(model: nn.Module) -> dict[str, str]:
-    floats = {name: tensor.dtype for name, tensor in tensors_of(model).items() if tensor.is_floating_point()}
-    types = {name: str(kind).removeprefix("torch.") for name, kind in floats.items()}
-    most = max(Counter(types.values()).items(), key=lambda item: item[1], default=("float32", 0))[0]
+    floats = {name: tensor for name, tensor in tensors_of(model).items() if tensor.is_floating_point()}
+    types = {name: str(tensor.dtype).removeprefix("torch.") for name, tensor in floats.items()}
+    most = mode(list(types.values()) or ["float32"])
     return {"": most, **{name: kind for name, kind in types.items() if kind != most}}
 
 

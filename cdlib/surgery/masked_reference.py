@@ -7,7 +7,7 @@ The full-size network runs with the units' slices set to zero. Of its operators 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -40,7 +40,7 @@ def masked(
     Parameters
     ----------
     model, groups, drop
-        As for `cdlib.remove`.
+        As for `cdlib.remove`, whose errors it raises; one of its own if other operators run than were recorded.
     inputs, kwargs : tensor or tuple, and dict, optional
         What to run it with, of the size of the groups' example and any number of samples; by default that example.
 
@@ -48,11 +48,6 @@ def masked(
     -------
     tensor or nest of tensors
         As the network returns them. Samples are computed one by one and concatenated.
-
-    Raises
-    ------
-    CdlibError
-        As `cdlib.remove`; or if other operators run than were recorded.
     """
     check_groups(groups, model)
     drop = groups.check(drop)
@@ -61,36 +56,23 @@ def masked(
     prediction = Prediction(groups.walk, gone(groups.walk, slices_of(groups, drop)))
     batch_dim = groups.inputs.batch_dim
     given = groups.inputs_for(model) if inputs is None else Inputs.of(inputs, kwargs, batch_dim)
-    found = [_masked_run(copy, sample, prediction) for sample in given.samples()]
-    return found[0] if len(found) == 1 else _joined(found, batch_dim or 0)
-
-
-def _masked_run(model: nn.Module, inputs: Inputs, prediction: Prediction) -> Any:
-    mode = _Masking(prediction)
-    with in_mode(model, mode), mode:  # type: ignore[arg-type]
-        return inputs.map(torch.clone).call(model)
+    found = []
+    for k in range(given.count or 1):
+        mode = _Masking(prediction)
+        with in_mode(copy, mode), mode:  # type: ignore[arg-type]
+            found.append(given.take([k]).map(torch.clone).call(copy))
+    if len(found) == 1:
+        return found[0]
+    joined = iter([torch.cat(same, batch_dim or 0) for same in zip(*map(tensors, found), strict=True)])
+    return map_tensors(lambda _: next(joined), found[0])
 
 
 def _all_but_statistics(group: Group) -> list[Key]:
     return [key for key in group.tensors if key[0].rpartition(".")[2] not in ("running_mean", "running_var")]
 
 
-def _joined(results: list[Any], dim: int) -> Any:
-    """Nests of tensors of one sample each as one nest of all."""
-    parts = iter([torch.cat(same, dim) for same in zip(*map(tensors, results), strict=True)])
-    return map_tensors(lambda _: next(parts), results[0])
-
-
 class OtherCourse(CdlibError):
     """The network runs other operators than were recorded."""
-
-    @classmethod
-    def at(cls, op: Op) -> OtherCourse:
-        """The error for an operator that does not run as it was recorded."""
-        return cls(
-            f"the operator {op.name} in {op.module or 'the network'} does not run again as it was recorded: the "
-            "network's course depends on its input, and it cannot be masked. Drop units of zero-invariant groups only."
-        )
 
 
 class _Masking(TorchDispatchMode):
@@ -138,43 +120,31 @@ class _Masking(TorchDispatchMode):
             return function(*args, **kwargs)
         found = tensors((args, kwargs))
         if [tuple(t.shape) for t in found] != [value.shape for value in op.inputs]:
-            raise OtherCourse.at(op)
+            raise OtherCourse(
+                f"the operator {op.name} in {op.module or 'the network'} does not run again as it was recorded: "
+                "the network's course depends on its input, and it cannot be masked. "
+                "Drop units of zero-invariant groups only."
+            )
         given = {value.index: t for value, t in zip(op.inputs, found, strict=True)}
         arguments = map_tensors(
             lambda value: self._narrow(value, given[value.index]), self._prediction.arguments(op), Value
         )
-        narrow = function(**arguments)
-        return self._wide(op, narrow, function(*args, **kwargs))
+        made = iter(zip(op.outputs, tensors(function(**arguments)), strict=True))
+        return map_tensors(lambda t: self._wide(t, *next(made)), function(*args, **kwargs))
 
     def _narrow(self, value: Value, t: Tensor) -> Tensor:
-        for dim, index in self._kept(value, t.device):
-            t = t.index_select(dim, index)
+        """What is at the kept indices."""
+        for dim in range(len(value.shape)):
+            if (stays := self._prediction.kept(value, dim)) is not None:
+                t = t.index_select(dim, torch.from_numpy(np.flatnonzero(stays)).to(t.device))
         return t
 
-    def _wide(self, op: Op, narrow: Any, whole: Any) -> Any:
+    def _wide(self, whole: Tensor, value: Value, narrow: Tensor) -> Tensor:
         """What an operator gives on everything, with what it gives on the kept indices in its place.
 
         Weight norm divides rows of zeros by their norm: such NaN become zero, as no product would get rid of them.
         """
-        pairs = zip(op.outputs, tensors(narrow), strict=True)
-        return map_tensors(lambda t: _put(_without_nan(t), *self._in(next(pairs))), whole)
-
-    def _in(self, pair: tuple[Value, Tensor]) -> tuple[Tensor, list[tuple[int, Tensor]]]:
-        return pair[1], list(self._kept(pair[0], pair[1].device))
-
-    def _kept(self, value: Value, device: torch.device) -> Iterator[tuple[int, Tensor]]:
-        for dim in range(len(value.shape)):
-            stays = self._prediction.kept(value, dim)
-            if stays is not None:
-                yield dim, torch.from_numpy(np.flatnonzero(stays)).to(device)
-
-
-def _without_nan(t: Tensor) -> Tensor:
-    return torch.where(t.isnan(), torch.zeros_like(t), t)
-
-
-def _put(whole: Tensor, narrow: Tensor, kept: list[tuple[int, Tensor]]) -> Tensor:
-    if not kept:
-        return narrow
-    (dim, index), *others = kept
-    return whole.index_copy(dim, index, _put(whole.index_select(dim, index), narrow, others))
+        if self._prediction.shape(value) == value.shape:
+            return narrow
+        places = self._narrow(value, torch.arange(whole.numel(), device=whole.device).view(whole.shape))
+        return whole.masked_fill(whole.isnan(), 0).put(places, narrow)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -26,13 +26,7 @@ _SIZED |= {"new_zeros", "new_ones", "new_full", "new_empty", "_reshape_alias"}
 
 
 def gone(walk: Walk, slices: Mapping[Key, Ids]) -> Flags:
-    """Mark the labels that vanish with some slices.
-
-    Raises
-    ------
-    CdlibError
-        If the network has no such slices, or others would have to vanish with them.
-    """
+    """Mark the labels that vanish with some slices; a CdlibError if others must vanish too, or there are none such."""
     ledger, of = walk.ledger, walk.ledger.components()
     marks = np.zeros(ledger.count, dtype=bool)
     for (tensor, dim), ids in slices.items():
@@ -73,15 +67,15 @@ class Prediction:
 
     def arguments(self, op: Op) -> dict[str, Any]:
         """What the operator must be called with, by name, to do the same on what is left."""
-        args = arguments(op)
-        name = op.name
+        args, name = _explicit(op), op.name
         if name in _SIZED:
             args["size"] = list(self.shape(op.outputs[0]))
         elif name in ("split", "split_with_sizes"):
             args["split_sizes"] = [self.shape(value)[args["dim"] % len(value.shape)] for value in op.outputs]
             args.pop("split_size", None)
-        elif name in ("slice", "select"):
-            self._positions(op, args)
+        elif name in ("slice", "select") and (stays := self.kept(op.inputs[0], args["dim"])) is not None:
+            for place in {"start", "end", "index"}.intersection(args):  # less what is gone before it
+                args[place] = int(stays[: args[place]].sum())
         elif name == "constant_pad_nd":
             args["pad"] = self._pads(op, args["pad"])
         elif name == "convolution":
@@ -93,48 +87,40 @@ class Prediction:
             args["HxW"] = math.prod(self.shape(x)[2:])
         elif "normalized_shape" in args:
             args["normalized_shape"] = list(self.shape(op.inputs[0])[-len(args["normalized_shape"]) :])
-        elif name == "scaled_dot_product_attention" and args.get("scale") is None:
-            args["scale"] = 1 / math.sqrt(args["query"].shape[-1])
         elif name == "repeat":
             before, after = self.shape(op.inputs[0]), self.shape(op.outputs[0])
             new = len(after) - len(before)
             args["repeats"] = [n if k < new else n // before[k - new] for k, n in enumerate(after)]
         return args
 
-    def _positions(self, op: Op, args: dict[str, Any]) -> None:
-        """Move the bounds of a slice, or the index of a selection, by what is gone before them."""
-        x = op.inputs[0]
-        dim = args["dim"] % len(x.shape)
-        stays, size = self.kept(x, dim), x.shape[dim]
-        if stays is None:
-            stays = np.ones(size, dtype=bool)
-        if op.name == "select":
-            args["index"] = int(stays[: args["index"] % size].sum())
-        else:
-            start, end, _ = slice(args["start"], args["end"], args["step"]).indices(size)
-            args["start"], args["end"] = int(stays[:start].sum()), int(stays[:end].sum())
-
     def _pads(self, op: Op, pads: list[int]) -> list[int]:
         """Count what is left of the margins."""
         found = list(pads)
-        for k in range(len(pads) // 2):
-            stays = self.kept(op.outputs[0], len(op.outputs[0].shape) - 1 - k)
-            if stays is not None:
-                left, right = pads[2 * k], pads[2 * k + 1]
-                found[2 * k] = int(stays[:left].sum())
-                found[2 * k + 1] = int(stays[len(stays) - right :].sum())
+        for k in range(0, len(pads), 2):
+            if (stays := self.kept(op.outputs[0], -1 - k // 2)) is not None:
+                left, right = pads[k : k + 2]
+                found[k : k + 2] = int(stays[:left].sum()), int(stays[len(stays) - right :].sum())
         return found
 
 
-class Difference(NamedTuple):
-    """The module whose code does not do as predicted, and the operator that it should have run, if there is one."""
+def _explicit(op: Op) -> dict[str, Any]:
+    """What an operator was called with, by name, and as numbers what it works out: bounds, a place, a scale."""
+    args = arguments(op)
+    if op.name == "slice":
+        size = op.inputs[0].shape[args["dim"]]
+        args["start"], args["end"], _ = slice(args["start"], args["end"], args["step"]).indices(size)
+    elif op.name == "select":
+        args["index"] %= op.inputs[0].shape[args["dim"]]
+    elif op.name == "scaled_dot_product_attention" and args.get("scale") is None:
+        args["scale"] = 1 / math.sqrt(args["query"].shape[-1])
+    return args
 
-    module: str
-    op: Op | None
 
+def first_difference(prediction: Prediction, after: Graph) -> tuple[str, Op | None] | None:
+    """Return where a cut network first does not run as predicted; None if it does to the end.
 
-def first_difference(prediction: Prediction, after: Graph) -> Difference | None:
-    """Return where a cut network first does not run as predicted; None if it does to the end."""
+    That is the module whose code does otherwise, and the operator that it should have run, if there is one.
+    """
     expected, actual = _compared(prediction.graph), _compared(after)
     agree = _agree
     if prediction.graph.follows_numbers or after.follows_numbers:
@@ -143,12 +129,12 @@ def first_difference(prediction: Prediction, after: Graph) -> Difference | None:
             expected, actual = _products(expected), _products(actual)
     for op, other in zip(expected, actual, strict=False):
         if op.index in prediction.walk.uses.running and not agree(prediction, op, other):
-            return Difference(op.module, op)
+            return op.module, op
     missing = expected[len(actual)] if len(actual) < len(expected) else None
     failed = after.failed_in
     if failed is not None and (missing is None or f"{missing.module}.".startswith(f"{failed}." if failed else "")):
-        return Difference(failed, missing)
-    return Difference(missing.module, missing) if missing is not None else None
+        return failed, missing
+    return (missing.module, missing) if missing is not None else None
 
 
 def _compared(graph: Graph) -> list[Op]:
@@ -168,21 +154,9 @@ def _agree_in_numbers(prediction: Prediction, expected: Op, actual: Op) -> bool:
     weights, others = ([v for v in op.inputs if v.name][-1:] for op in (expected, actual))
     if [prediction.shape(v) for v in weights] != [v.shape for v in others]:
         return False
-    factors, given = ([x for x in leaves(args) if isinstance(x, float)] for args in _both(prediction, expected, actual))
+    both = (prediction.arguments(expected), _explicit(actual))
+    factors, given = ([x for x in leaves(args) if isinstance(x, float)] for args in both)
     return _equal(factors, given)
-
-
-def _both(prediction: Prediction, expected: Op, actual: Op) -> tuple[dict[str, Any], dict[str, Any]]:
-    """What an operator should be called with and what it was, written in the same way."""
-    wanted, found = prediction.arguments(expected), arguments(actual)
-    if expected.name == "slice":
-        size = actual.inputs[0].shape[found["dim"]]
-        found["start"], found["end"], _ = slice(found["start"], found["end"], found["step"]).indices(size)
-    elif expected.name == "select":
-        found["index"] %= actual.inputs[0].shape[found["dim"]]
-    elif expected.name == "scaled_dot_product_attention" and found.get("scale") is None:
-        found["scale"] = 1 / math.sqrt(found["query"].shape[-1])
-    return wanted, found
 
 
 def _agree(prediction: Prediction, expected: Op, actual: Op) -> bool:
@@ -192,20 +166,18 @@ def _agree(prediction: Prediction, expected: Op, actual: Op) -> bool:
         return False
     if expected.name in _SIZED or expected.name.startswith("split"):
         return True
-    wanted, found = _both(prediction, expected, actual)
+    wanted, found = prediction.arguments(expected), _explicit(actual)
     return all(_equal(wanted[name], found.get(name)) for name in wanted if name != "device")
 
 
 def _equal(a: Any, b: Any) -> bool:
     ones, others = leaves(a), leaves(b)
-    if len(ones) != len(others):
-        return False
-    return all(
-        isinstance(y, Value) if isinstance(x, Value) else _number(x, y) for x, y in zip(ones, others, strict=True)
-    )
+    return len(ones) == len(others) and all(map(_alike, ones, others))
 
 
-def _number(x: Any, y: Any) -> bool:
+def _alike(x: Any, y: Any) -> bool:
+    if isinstance(x, Value):
+        return isinstance(y, Value)
     if isinstance(x, float) and isinstance(y, float):
         return math.isclose(x, y, rel_tol=1e-12)
     if isinstance(x, torch.ScriptObject | torch.Generator):  # a handle, which another run has another one of

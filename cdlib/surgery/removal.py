@@ -1,4 +1,4 @@
-"""Cut units out of a network, or set them to zero.
+"""Cut units out of a network, or set them to zero; cut them out of another copy again.
 
 `remove` cuts the slices of the units out of a copy of the network and then *runs* the copy, comparing every operator
 with what the labels predict. Where the Python code of a module does not follow (it asserts the old width, or computes a
@@ -17,14 +17,14 @@ from torch import Tensor, nn
 
 from cdlib.errors import CdlibError
 from cdlib.graph import run
-from cdlib.grouping import Drop, Group, Groups, Ids, Key, check_batch, check_groups, find_again
+from cdlib.grouping import Drop, Group, Groups, Ids, Key, check_batch, check_groups, find_again, find_groups
 from cdlib.surgery import history
 from cdlib.surgery.attributes import Guesses, adjust, own_tensors
 from cdlib.surgery.prediction import Prediction, first_difference, gone
 from cdlib.surgery.rewriting.module import Rewritten
 from cdlib.surgery.rewriting.rewriter import Rewriter
 from cdlib.text import one_line
-from cdlib.torch_state import tensors_of
+from cdlib.torch_state import device_of, tensors_of
 
 
 def remove(model: nn.Module, groups: Groups, drop: Drop, *, round_to: int = 1) -> nn.Module:
@@ -46,10 +46,6 @@ def remove(model: nn.Module, groups: Groups, drop: Drop, *, round_to: int = 1) -
         Keep more units than asked, so that what is left of a group is a multiple of this (or the whole group): those
         named last stay.
 
-    Returns
-    -------
-    nn.Module
-
     Raises
     ------
     CdlibError
@@ -64,21 +60,8 @@ def zero(model: nn.Module, groups: Groups, drop: Drop) -> nn.Module:
     """Return a copy of a network with the own slices of some units (their PZIGs) set to zero.
 
     Rows of weights, biases, scales and shifts become zero; the columns of the layers that read them stay as they are.
-    For units of zero-invariant groups, the copy computes what `remove` of the same units does.
-
-    Parameters
-    ----------
-    model, groups, drop
-        As for `remove`.
-
-    Returns
-    -------
-    nn.Module
-
-    Raises
-    ------
-    CdlibError
-        As `remove`.
+    For units of zero-invariant groups, the copy computes what `remove` of the same units does. Parameters and errors
+    are those of `remove`.
     """
     check_groups(groups, model)
     zeroed = copied(model)
@@ -99,13 +82,7 @@ def set_to_zero(
 
 
 def slices_of(groups: Groups, drop: Drop, round_to: int = 1) -> dict[Key, Ids]:
-    """Return, for each tensor and dimension, the indices that vanish with some units.
-
-    Raises
-    ------
-    CdlibError
-        As `remove`.
-    """
+    """Return, for each tensor and dimension, the indices that vanish with some units. Errors are those of `remove`."""
     found: dict[Key, list[Ids]] = {}
     for name, units in groups.check(drop, round_to).items():
         for key in groups[name].tensors:
@@ -116,12 +93,8 @@ def slices_of(groups: Groups, drop: Drop, round_to: int = 1) -> dict[Key, Ids]:
 def cut(model: nn.Module, groups: Groups, slices: Mapping[Key, Ids]) -> nn.Module:
     """Return a copy of a network without some slices, of which it is made sure that it computes what it should.
 
-    `slices` gives the indices that vanish from each dimension of each tensor, as `slices_of` returns them.
-
-    Raises
-    ------
-    CdlibError
-        If what is left does not fit together.
+    `slices` gives the indices that vanish from each dimension of each tensor, as `slices_of` returns them. A CdlibError
+    if what is left does not fit together.
     """
     small = copied(model)
     if not slices:
@@ -152,12 +125,9 @@ def cut(model: nn.Module, groups: Groups, slices: Mapping[Key, Ids]) -> nn.Modul
 
 
 def copied(model: nn.Module) -> nn.Module:
-    """Return a deep copy of a network; weights that its hooks compute (masks, weight norm) are detached in it.
+    """Return a deep copy of a network; a CdlibError if it cannot be copied.
 
-    Raises
-    ------
-    CdlibError
-        If it cannot be copied.
+    Weights that its hooks compute (masks, weight norm) are detached in the copy.
     """
     computed = [
         t for module in model.modules() for t in vars(module).values() if isinstance(t, Tensor) and not t.is_leaf
@@ -170,28 +140,54 @@ def copied(model: nn.Module) -> nn.Module:
 
 def shrink(model: nn.Module, slices: Mapping[Key, Ids]) -> None:
     """Cut slices out of the tensors of a network in place, and make the attributes of PyTorch's layers agree."""
-    held, shapes = tensors_of(model), dict[int, tuple[int, ...]]()
-    by_tensor: dict[str, dict[int, Ids]] = {}
+    held = tensors_of(model)
     for (name, dim), ids in slices.items():
-        by_tensor.setdefault(name, {})[dim] = ids
-    for name, dims in by_tensor.items():
         tensor = held[name]
-        data = tensor.detach()
-        for dim, ids in dims.items():
-            stays = np.setdiff1d(np.arange(data.shape[dim]), ids)
-            data = data.index_select(dim, torch.from_numpy(stays).to(data.device))
+        stays = np.setdiff1d(np.arange(tensor.shape[dim]), ids)
+        data = tensor.detach().index_select(dim, torch.from_numpy(stays).to(tensor.device))
         last = data.dim() == 4 and tensor.is_contiguous(memory_format=torch.channels_last)
         last = last and not tensor.is_contiguous()
         tensor.data = data.contiguous(memory_format=torch.channels_last if last else torch.contiguous_format)
         tensor.grad = None
-        shapes[id(tensor)] = tuple(data.shape)
+    changed = {id(held[name]) for name, _ in slices}
     for module in model.modules():
-        own = own_tensors(module)
-        sizes = {name: shapes[id(tensor)] for name, tensor in own.items() if id(tensor) in shapes}
-        if sizes:
+        own = own_tensors(module).items()
+        if sizes := {name: tuple(tensor.shape) for name, tensor in own if id(tensor) in changed}:
             adjust(module, sizes)
 
 
 def rewritten(model: nn.Module) -> list[str]:
     """The names of the modules of a network whose Python code was replaced by recorded operators."""
     return [name for name, module in model.named_modules() if isinstance(module, Rewritten)]
+
+
+def replay(model: nn.Module, entry: history.Entry) -> nn.Module:
+    """Return a network without masks as it is after a removal: itself, cut in place, or a new one if code is rewritten.
+
+    When it was first done, what the cut network computes was compared with the prediction. So the slices are enough,
+    unless modules were rewritten: those are recorded again, which takes a run of the network. A CdlibError if it lacks
+    what was removed, or other modules have to be rewritten than were.
+    """
+    held = tensors_of(model)
+    entry = history.unmasked(entry, held)
+    slices = history.slices(entry)
+    if not entry["rewritten"]:
+        for (name, dim), ids in slices.items():
+            if name not in held or not 0 <= dim < held[name].dim():
+                raise CdlibError(f"it has no dimension {dim} of {name!r}.")
+            if ids.size and not (ids.min() >= 0 and ids.max() < held[name].shape[dim]):
+                raise CdlibError(f"{name!r} has no index {ids.max()} in dimension {dim}.")
+        shrink(model, slices)
+        for path, values in history.from_json(entry["attributes"]).items():
+            vars(model.get_submodule(path)).update(values)
+        history.add(model, entry)
+        return model
+    history.set_types(model, entry)
+    example, kwargs = (history.from_json(entry.get(key), device_of(model)) for key in ("input", "kwargs"))
+    small = cut(model, find_groups(model, example, kwargs=kwargs, batch_dim=entry["batch_dim"]), slices)
+    outer = tuple(f"{name}." if name else "" for name in entry["rewritten"])
+    if more := [name for name in rewritten(small) if not f"{name}.".startswith(outer)]:
+        raise CdlibError(
+            f"{', '.join(more) or 'all'} has to be rewritten here, and it was {', '.join(entry['rewritten'])}"
+        )
+    return small

@@ -10,17 +10,17 @@ something on the way turns zeros into other numbers or takes statistics over cha
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple, overload
 
 import numpy as np
-from numpy.typing import NDArray
+import torch
 from torch import nn
 
 from cdlib.errors import CdlibError, check_whole, unknown
 from cdlib.graph import Graph, Inputs
-from cdlib.grouping.labels import Flags, Ids
+from cdlib.grouping.labels import Ids
 from cdlib.grouping.preconditions import check
 from cdlib.grouping.walk_state import Walk
 from cdlib.torch_state import tensors_of
@@ -30,82 +30,39 @@ Drop = Mapping[str, Iterable[int]]
 
 
 class Slice(NamedTuple):
-    """Some indices of one dimension of a parameter or buffer.
+    """Some indices of one dimension of a parameter or buffer."""
 
-    Attributes
-    ----------
-    tensor : str
-        Its qualified name, as in ``model.state_dict()``.
-    dim : int
-        The dimension.
-    indices : tuple of int
-        The indices along it, in increasing order.
-    """
-
-    tensor: str
-    dim: int
-    indices: tuple[int, ...]
+    tensor: str  #: Its qualified name, as in ``model.state_dict()``.
+    dim: int  #: The dimension.
+    indices: tuple[int, ...]  #: The indices along it, in increasing order.
 
 
 @dataclass(frozen=True, eq=False)
 class Group:
-    """Units that change the same tensors.
+    """Units that change the same tensors."""
 
-    Attributes
-    ----------
-    name : str
-        The layer that makes the channels (the first one in the run); further groups of a layer get ``#2``, ``#3``, ...
-    size : int
-        Number of units.
-    prunable : bool
-        Whether units may be removed.
-    zero_invariant : bool
-        Whether a unit whose own slices are zero can be removed without changing what the network computes.
-    reason : str
-        Why the group is not prunable or, if it is, why it is not zero-invariant; empty if it is both.
-    stems : tuple of str
-        The weights whose rows make the channels, in the order of the run.
-    tensors : tuple of (str, int)
-        Every tensor and dimension that a unit has slices of.
-    own : tuple of (str, int)
-        Those of them that belong to the units' PZIG; the others are read by the layers that come after.
-    places : dict
-        For each of `tensors` two int64 arrays of the same length: units, and the indices along the dimension that
-        vanish with them.
-    """
-
-    name: str
-    size: int
-    prunable: bool
-    zero_invariant: bool
-    reason: str
-    stems: tuple[str, ...]
-    tensors: tuple[Key, ...]
-    own: tuple[Key, ...]
+    name: str  #: The layer that makes the channels (the first in the run); further groups of it get ``#2``, ``#3``, ...
+    size: int  #: Number of units.
+    prunable: bool  #: Whether units may be removed.
+    zero_invariant: bool  #: Whether a unit whose own slices are zero can go and the network still computes the same.
+    reason: str  #: Why the group is not prunable or, if it is, why it is not zero-invariant; empty if it is both.
+    stems: tuple[str, ...]  #: The weights whose rows make the channels, in the order of the run.
+    tensors: tuple[Key, ...]  #: Every tensor and dimension that a unit has slices of.
+    own: tuple[Key, ...]  #: Those of them that belong to the units' PZIG; the others are read by later layers.
     places: Mapping[Key, tuple[Ids, Ids]] = field(repr=False)
+    """For each of `tensors` two int64 arrays of the same length: units, and the indices along the dimension that vanish
+    with them."""
 
     def slices(self, unit: int) -> list[Slice]:
-        """Return the slices that vanish with a unit.
-
-        Raises
-        ------
-        CdlibError
-            If there is no such unit.
-        """
+        """Return the slices that vanish with a unit; a CdlibError if there is no such unit."""
         return [Slice(*key, tuple(self.indices([unit], key).tolist())) for key in self.tensors]
 
     def pzig(self, unit: int) -> list[Slice]:
-        """Return the unit's own slices: the ones that make the channel, which `cdlib.zero` sets to zero.
-
-        Raises
-        ------
-        CdlibError
-            If there is no such unit.
-        """
+        """Return those of the `slices` that are the unit's own: that make the channel, which `cdlib.zero` zeroes."""
         return [Slice(*key, tuple(self.indices([unit], key).tolist())) for key in self.own]
 
-    def indices(self, units: Sequence[int], key: Key) -> NDArray[np.int64]:
-        """Return the indices along one tensor's dimension, a `key` of `tensors`, that vanish with some units."""
+    def indices(self, units: Sequence[int], key: Key) -> Ids:
+        """Return the indices along one of `tensors`, by its name and dimension, that vanish with some units."""
         for unit in units:
             if isinstance(unit, bool) or not isinstance(unit, int | np.integer) or not 0 <= unit < self.size:
                 raise CdlibError(f"group {self.name!r} has no unit {unit!r}: its units are 0 to {self.size - 1}.")
@@ -116,14 +73,8 @@ class Group:
 class Groups(Sequence[Group]):
     """The groups of a network, in the order of the run; also indexable by name. `print` shows them as a table.
 
-    Attributes
-    ----------
-    walk : Walk
-        The captured network with the labels of its indices.
-    inputs : Inputs
-        What the network was called with: the example and its `batch_dim`.
-    keep : tuple of str
-        What nothing may be removed of.
+    They remember the `walk` through the captured network with the labels of its indices, the `inputs` that it was
+    called with (the example and its `batch_dim`), and the names in `keep`, of which nothing may be removed.
     """
 
     def __init__(
@@ -158,32 +109,10 @@ class Groups(Sequence[Group]):
     def __len__(self) -> int:
         return len(self._groups)
 
-    def __iter__(self) -> Iterator[Group]:
-        return iter(self._groups)
-
     @property
     def prunable(self) -> list[Group]:
         """The groups whose units may be removed."""
         return [group for group in self if group.prunable]
-
-    def check_model(self, model: nn.Module) -> None:
-        """Raise unless these are the groups of a network, of a copy of it, or of one that differs in numbers only.
-
-        Raises
-        ------
-        CdlibError
-            If its parameters and buffers, masks among them, do not have the names, shapes and types that were found,
-            or as `find_groups` for what cannot be pruned.
-        """
-        check(model, ())
-        held = _shapes(model)
-        for name in dict.fromkeys([*self._tensors, *held]):
-            if held.get(name) != self._tensors.get(name):
-                theirs, mine = (found.get(name, "not there") for found in (self._tensors, held))
-                raise CdlibError(
-                    f"these groups are not of this {type(model).__name__}: {name} was {theirs} in the {self._model} "
-                    f"they were found for, and is {mine} here; call find_groups for the network that you pass."
-                )
 
     def inputs_for(self, model: nn.Module) -> Inputs:
         """Return the example, on the device of a network."""
@@ -191,21 +120,17 @@ class Groups(Sequence[Group]):
         return self.inputs.map(lambda t: t if not devices or t.device in devices else t.to(devices[0]))
 
     def check(self, drop: Drop, round_to: int = 1) -> dict[str, list[int]]:
-        """Return the units to drop as lists without repetition, or raise.
+        """Return the units to drop as lists without repetition.
 
-        With `round_to`, those named last stay, so that the widths are multiples of it, or what they were.
-
-        Raises
-        ------
-        CdlibError
-            If a group is unknown, not prunable or would be removed whole, or has no such unit; or for no multiple.
+        With `round_to`, those named last stay, so that the widths are multiples of it, or what they were. A CdlibError
+        if a group is unknown, not prunable or would be removed whole, or has no such unit; or for no multiple.
         """
         check_whole("round_to", round_to, 1)
         if not isinstance(drop, Mapping):
             raise CdlibError(f"drop is {type(drop).__name__!r}: give a dictionary from a group's name to its units.")
         found: dict[str, list[int]] = {}
         for name, units in drop.items():
-            group = self[name] if isinstance(name, str) else self[str(name)]
+            group = self[str(name)]
             if isinstance(units, str) or not isinstance(units, Iterable):
                 raise CdlibError(f"drop[{name!r}] is {units!r}: give a list of units, for example [0, 2, 5].")
             chosen = list(dict.fromkeys(units))
@@ -256,14 +181,28 @@ def _shapes(model: nn.Module) -> dict[str, str]:
 
 
 def check_groups(groups: Groups, model: nn.Module) -> None:
-    """Raise a CdlibError unless these are groups, and those of a network, as `Groups.check_model` says."""
+    """Raise a CdlibError unless these are the groups of a network, of a copy of it, or of one with other numbers only.
+
+    Its parameters and buffers, masks among them, must have the names, shapes and types that were found, and nothing may
+    be in the way of cutting it, as `find_groups` says.
+    """
     if not isinstance(groups, Groups):
         raise CdlibError(f"groups is {type(groups).__name__!r}: give what cdlib.find_groups(model, ...) returns.")
-    groups.check_model(model)
+    check(model, ())
+    found, held = groups._tensors, _shapes(model)
+    for name in dict.fromkeys([*found, *held]):
+        if held.get(name) != found.get(name):
+            theirs, mine = (shapes.get(name, "not there") for shapes in (found, held))
+            raise CdlibError(
+                f"these groups are not of this {type(model).__name__}: {name} was {theirs} in the {groups._model} "
+                f"they were found for, and is {mine} here; call find_groups for the network that you pass."
+            )
 
 
 def parameter_share(model: nn.Module, groups: Iterable[Group]) -> float:
     """Return the share of a network's parameters of which some unit of the groups has a slice.
+
+    From 0 to 1; 0 for a network without parameters. Slices that are read by later layers count too.
 
     Parameters
     ----------
@@ -271,21 +210,12 @@ def parameter_share(model: nn.Module, groups: Iterable[Group]) -> float:
         The network that the groups are of.
     groups : iterable of Group
         For example ``groups.prunable``.
-
-    Returns
-    -------
-    float
-        From 0 to 1; 0 for a network without parameters. Slices that are read by later layers count too.
     """
-    held = dict(model.named_parameters())
-    marks: dict[Key, Flags] = {}
+    untouched = {name: torch.ones(tensor.shape, dtype=torch.bool) for name, tensor in model.named_parameters()}
     for group in groups:
         for name, dim in group.tensors:
-            if name in held:
-                mark = marks.setdefault((name, dim), np.zeros(held[name].shape[dim], dtype=bool))
-                mark[group.indices(range(group.size), (name, dim))] = True
-    untouched = {name: parameter.numel() for name, parameter in held.items()}
-    for (name, _), mark in marks.items():
-        untouched[name] = untouched[name] * int((~mark).sum()) // mark.size
-    total = sum(parameter.numel() for parameter in held.values())
-    return 1 - sum(untouched.values()) / total if total else 0.0
+            if name in untouched:
+                index = group.indices(range(group.size), (name, dim))
+                untouched[name].index_fill_(dim, torch.from_numpy(index), False)
+    total = sum(mark.numel() for mark in untouched.values())
+    return 1 - sum(int(mark.sum()) for mark in untouched.values()) / total if total else 0.0

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from cdlib.grouping.finding import find_again, find_groups
-from cdlib.grouping.groups import Drop, Group, Groups, Key, Slice, check_groups, parameter_share
-from cdlib.grouping.labels import Flags, Ids
+from cdlib.grouping.groups import Drop, Group, Groups, Slice, check_groups, parameter_share
+from cdlib.grouping.labels import Flags, Ids, Key
 from cdlib.grouping.ops import arguments
 from cdlib.grouping.preconditions import check, check_batch
-from cdlib.grouping.propagation import follow
-from cdlib.grouping.reshape_choices import choose_reshapes
+from cdlib.grouping.propagation import choose_reshapes, follow
 from cdlib.grouping.rules import RULES
 from cdlib.grouping.walk_state import Walk
 

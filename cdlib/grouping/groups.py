@@ -20,12 +20,11 @@ from torch import nn
 
 from cdlib.errors import CdlibError, check_whole, unknown
 from cdlib.graph import Graph, Inputs
-from cdlib.grouping.labels import Ids
+from cdlib.grouping.labels import Ids, Key
 from cdlib.grouping.preconditions import check
 from cdlib.grouping.walk_state import Walk
 from cdlib.torch_state import tensors_of
 
-Key = tuple[str, int]
 Drop = Mapping[str, Iterable[int]]
 
 

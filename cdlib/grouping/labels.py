@@ -19,21 +19,15 @@ from numpy.typing import NDArray
 
 Ids = NDArray[np.int64]
 Flags = NDArray[np.bool_]
+Key = tuple[str, int]
+"""The name of a parameter or buffer, and one of its dimensions."""
 
 
 class Axis(NamedTuple):
-    """The labels along one dimension.
+    """The labels along one dimension."""
 
-    Attributes
-    ----------
-    ids : int64 array
-        One label per index. A negative number -1 - k says that the index stays for the reason number k.
-    zero : bool array
-        Whether the values at an index are zero once the own slices of its label's unit are.
-    """
-
-    ids: Ids
-    zero: Flags
+    ids: Ids  #: One label per index. A negative number -1 - k says that the index stays for the reason number k.
+    zero: Flags  #: Whether the values at an index are zero once the own slices of its label's unit are.
 
     def take(self, index: slice | Ids) -> Axis:
         """The labels at some of the indices."""
@@ -83,7 +77,7 @@ class Problem(NamedTuple):
 class Ledger:
     """What is known about labels. Atoms are the labels of parameters and buffers: name and dimension to the first."""
 
-    atoms: dict[tuple[str, int], tuple[int, int]] = field(default_factory=dict)
+    atoms: dict[Key, tuple[int, int]] = field(default_factory=dict)
     count: int = 0
     reasons: list[str] = field(default_factory=lambda: [""])
     frozen: list[Problem] = field(default_factory=list)
@@ -143,7 +137,7 @@ class Ledger:
     def lose(self, ids: Ids, op: int, place: str) -> None:
         """Note that an operator, named by its place, makes other numbers of zeros."""
         if (free := ids[ids >= 0]).size:
-            self.lost.append(Problem(free, op, place))
+            self.lost.append(Problem(free, op, f": {place} does not turn zero into zero"))
 
     def components(self) -> Ids:
         """Return, for every label, the smallest label that it vanishes together with."""
@@ -160,7 +154,7 @@ class Ledger:
             while (parent != (above := parent[parent])).any():
                 parent = above
 
-    def roles(self) -> tuple[set[tuple[str, int]], set[tuple[str, int]]]:
+    def roles(self) -> tuple[set[Key], set[Key]]:
         """The dimensions of tensors that products make rows from, and those that they read; some are both."""
         made, read = (
             {key for key, (first, size) in self.atoms.items() if marks[first : first + size].any()}

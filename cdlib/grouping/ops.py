@@ -1,11 +1,9 @@
-"""What is asked about operators: their named arguments, are they pointwise, does anything depend on their results."""
+"""What is asked about operators: their named arguments, and whether anything depends on their results."""
 
 from __future__ import annotations
 
 from functools import lru_cache
 from typing import Any, NamedTuple
-
-import torch
 
 from cdlib.graph import Graph, Op, Value
 
@@ -29,29 +27,14 @@ def arguments(op: Op) -> dict[str, Any]:
     return found
 
 
-@lru_cache(maxsize=4096)
-def is_pointwise(target: Any) -> bool:
-    """Whether an operator works element by element, after broadcasting."""
-    return torch.Tag.pointwise in target.tags
-
-
 class Uses(NamedTuple):
-    """What becomes of the results of a run.
-
-    Attributes
-    ----------
-    values : set of int
-        The values that an output depends on, or what outlives the run: a tensor of before that is written to, a number
-        handed to Python.
-    ops : set of int
-        The operators that make them.
-    running : set of int
-        Those and the ones that some operator with weights depends on.
-    """
+    """What becomes of the results of a run, by their indices."""
 
     values: set[int]
-    ops: set[int]
-    running: set[int]
+    """Those that an output depends on, or what outlives the run: a tensor of before that is written to, a number handed
+    to Python."""
+    ops: set[int]  #: The operators that make them.
+    running: set[int]  #: Those and the ones that some operator with weights depends on.
 
 
 def uses(graph: Graph) -> Uses:

@@ -1,18 +1,27 @@
-"""Walk through a captured network and carry labels from operator to operator.
+"""Walk through a captured network and carry labels from operator to operator, as often as its reshapes take.
 
-The walk knows nothing about models, only about operators: a rule per kind of operator (`cdlib.grouping.rules`) says
+A walk knows nothing about models, only about operators: a rule per kind of operator (`cdlib.grouping.rules`) says
 which labels the outputs carry and what is to be noted in the `Ledger`. Whatever has no rule freezes the labels that it
 meets.
+
+When a reshape splits a labelled dimension, the result must stay rectangular, so either the inner or the outer part
+carries the labels and they are coupled across the other one: [heads * d] becomes [heads, d] with d removable, and
+[C * r * r] becomes [C, r, r] with C removable. The sizes do not tell which; the first walk takes the innermost
+dimension and, where that freezes the labels, further walks try the others.
 """
 
 from __future__ import annotations
 
+from typing import Any
+
+import numpy as np
+
 from cdlib.graph import Graph, moved_after
-from cdlib.grouping.labels import Labels, unlabelled
+from cdlib.grouping.labels import Flags, Labels, unlabelled
 from cdlib.grouping.ops import arguments, uses
 from cdlib.grouping.rules import reductions, rule_for, slicing
 from cdlib.grouping.rules.registry import no_rule
-from cdlib.grouping.walk_state import Walk
+from cdlib.grouping.walk_state import STRUCTURAL, Walk
 
 MAKERS = {"expand", "repeat", "tile", "broadcast_to", "constant_pad_nd"}
 MAKERS |= {"zeros", "ones", "full", "empty", "new_zeros", "new_ones", "new_full"}
@@ -22,18 +31,65 @@ RUNS_ON = {no_rule, reductions.reduction, slicing.ordered}
 """Rules that keep labels for what the numbers mean and not since the operator could not run on fewer."""
 
 
-def propagate(
-    graph: Graph,
-    splits: dict[int, int] | None = None,
-    consumed_only: set[tuple[str, int]] | None = None,
-    training: Graph | None = None,
-) -> Walk:
-    """Walk once through a network, with the arguments of `Walk`."""
-    walk = Walk(graph, splits, consumed_only, training)
-    follow(walk, graph)
-    if training is not None:
+def choose_reshapes(graph: Graph, training: Graph | None = None) -> Walk:
+    """Walk through a network, as often as it takes to split dimensions well.
+
+    A split is good if it freezes few labels and, then, if few of those left could not be removed when zero. Splits by
+    the same code, of the same shapes, are decided together.
+    """
+    done = _with_roles(graph, {}, training)
+    cost, bad = _cost(done)
+    for alike in _alike(done):
+        candidates, _ = done.choices.get(alike[0], (0, None))
+        for choice in range(1, candidates):
+            if not any(bad[done.choices[index][1]].any() for index in alike if index in done.choices):
+                break
+            other = _with_roles(graph, {**done.splits, **dict.fromkeys(alike, choice)}, training)
+            if (now := _cost(other))[0] < cost:
+                done, (cost, bad) = other, now
+    return done
+
+
+def _alike(done: Walk) -> list[list[int]]:
+    """The operators that split a dimension, those of the same class of modules and the same shapes together."""
+    ops, modules = {op.index: op for op in done.graph.ops}, done.graph.modules
+    found: dict[Any, list[int]] = {}
+    for index in done.choices:
+        op = ops.get(index)  # none: of the run in training mode
+        kind = (type(modules[op.module]), op.inputs[0].shape, op.outputs[0].shape) if op else index
+        found.setdefault(kind, []).append(index)
+    return list(found.values())
+
+
+def _cost(done: Walk) -> tuple[tuple[int, int], Flags]:
+    """How many labels are frozen, and noticed; and for every label whether another split might be better for it."""
+    of = done.ledger.components()
+    frozen, structural, noticed = np.zeros((3, done.ledger.count), dtype=bool)
+    for problem in done.ledger.frozen:
+        frozen[of[problem.ids]] = True
+        if problem.reason.startswith(STRUCTURAL):
+            structural[of[problem.ids]] = True
+    for problem in done.ledger.noticed:
+        noticed[of[problem.ids]] = True
+    counts = (int(frozen[of].sum()), int((noticed & ~frozen)[of].sum()))
+    return counts, (structural | (noticed & ~frozen))[of]
+
+
+def _with_roles(graph: Graph, splits: dict[int, int], training: Graph | None) -> Walk:
+    """Walk; and again, knowing the input sides of layers, if a rule asked whether a weight is zeroed."""
+    done = _walked(Walk(graph, splits, training))
+    if not done.asked_weights:
+        return done
+    made, read = done.ledger.roles()
+    return _walked(Walk(graph, splits, training, read - made))
+
+
+def _walked(walk: Walk) -> Walk:
+    """The same walk when it is done, in training mode too if that is recorded."""
+    follow(walk, walk.graph)
+    if walk.training is not None:
         found = len(walk.ledger.noticed)
-        follow(walk, moved_after(graph, training))
+        follow(walk, moved_after(walk.graph, walk.training))
         del walk.ledger.noticed[found:]
     return walk
 

@@ -6,13 +6,13 @@ This is what a rule (`cdlib.grouping.rules`) sees and notes things with; `cdlib.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Container, Iterable, Mapping
 
 import numpy as np
 from torch import nn
 
 from cdlib.graph import Graph, Op, Value
-from cdlib.grouping.labels import Axis, Ids, Labels, Ledger, unlabelled
+from cdlib.grouping.labels import Axis, Ids, Key, Labels, Ledger, unlabelled
 from cdlib.grouping.ops import is_weight, uses
 
 STRUCTURAL = "would have to change a dimension that is not channels"
@@ -26,25 +26,21 @@ class Walk:
     ----------
     graph : Graph
         Of the network.
-    splits : dict, optional
+    splits : dict
         For reshapes (by the operator's index), which of the possible dimensions carries the labels.
-    training : Graph, optional
+    training : Graph or None
         Of the same network in training mode, if it uses weights then that it does not use at inference (auxiliary
         classifiers): they go along, but what training does is nothing that zeros could change.
     consumed_only : set, optional
-        The parameter dimensions, as (name, dimension), that are read by products and never made by them: the input
-        side of layers, which is not zeroed with a unit. Guessed when None, see `cdlib.grouping.choose_reshapes`.
+        The parameter dimensions that are read by products and never made by them: the input side of layers, which is
+        not zeroed with a unit. A first walk finds out which they are, see `cdlib.grouping.choose_reshapes`.
     """
 
     def __init__(
-        self,
-        graph: Graph,
-        splits: dict[int, int] | None = None,
-        consumed_only: set[tuple[str, int]] | None = None,
-        training: Graph | None = None,
+        self, graph: Graph, splits: Mapping[int, int], training: Graph | None, consumed_only: Container[Key] = ()
     ) -> None:
         self.graph, self.training, self.ledger, self.uses = graph, training, Ledger(), uses(graph)
-        self.splits, self.consumed_only = dict(splits or {}), consumed_only
+        self.splits, self._consumed = dict(splits), consumed_only
         self.choices: dict[int, tuple[int, Ids]] = {}
         self.asked_weights = False
         self.labels: dict[int, Labels] = {}
@@ -64,14 +60,12 @@ class Walk:
 
     def _first(self, value: Value) -> Labels:
         if value.kind in ("parameter", "buffer"):
-            channels = self._channel_dims(value)
-            axes = tuple(
-                Axis(self.ledger.atom(value.name, dim, size), np.full(size, self._is_own(value.name, dim)))
-                if dim < channels
-                else None
-                for dim, size in enumerate(value.shape)
-            )
-            return Labels(axes, f"meets the positions of {value.name}")
+            axes = [
+                Axis(self.ledger.atom(value.name, dim, size), np.full(size, (value.name, dim) not in self._consumed))
+                for dim, size in enumerate(value.shape[: self._channel_dims(value)])
+            ]
+            positions = [None] * (len(value.shape) - len(axes))
+            return Labels((*axes, *positions), f"meets the positions of {value.name}")
         why = "meets the network's input" if value.kind == "input" else "meets a constant of fixed size"
         return unlabelled(value.shape, why)
 
@@ -81,9 +75,6 @@ class Walk:
         owner = value.name.rpartition(".")[0] if owner == value.name else owner
         is_kernel = isinstance(self.graph.modules.get(owner), nn.modules.conv._ConvNd)
         return 2 if is_kernel else len(value.shape)
-
-    def _is_own(self, name: str, dim: int) -> bool:
-        return self.consumed_only is None or (name, dim) not in self.consumed_only
 
     def _put(self, value: Value, labels: Labels) -> None:
         if value.index not in self.labels:

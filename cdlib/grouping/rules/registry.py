@@ -9,9 +9,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, TypeVar
 
+import torch
+
 from cdlib.graph import Op
 from cdlib.grouping.labels import Labels, unlabelled
-from cdlib.grouping.ops import is_pointwise
 from cdlib.grouping.walk_state import Walk
 
 Rule = Callable[[Walk, Op, dict[str, Any]], Labels | list[Labels]]
@@ -34,7 +35,7 @@ def rule_for(op: Op) -> Rule:
     name = op.name
     if name in RULES:
         return RULES[name]
-    if is_pointwise(op.target):
+    if torch.Tag.pointwise in op.target.tags:  # element by element, after broadcasting
         return RULES["pointwise"]
     return RULES.get(name.rstrip("_"), no_rule)
 

@@ -70,11 +70,7 @@ def in_units(number: int, unit: str = "") -> str:
 
 
 def profile(
-    model: nn.Module,
-    example_input: ExampleInput,
-    *,
-    kwargs: Mapping[str, Any] | None = None,
-    batch_dim: int | None = 0,
+    model: nn.Module, example_input: ExampleInput, *, kwargs: Mapping[str, Any] | None = None, batch_dim: int | None = 0
 ) -> Profile:
     """Count what `model` costs for one sample of `example_input`; return the `Profile`.
 

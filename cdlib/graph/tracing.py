@@ -106,11 +106,8 @@ def _has_hooks(model: nn.Module) -> bool:
     places = [_global_forward_hooks, _global_forward_pre_hooks]
     for module in model.modules():
         places += [module._forward_hooks, module._forward_pre_hooks]
-    return any(
-        not str(getattr(hook, "__module__", "")).startswith("torch.") and not isinstance(hook, BasePruningMethod)
-        for place in places
-        for hook in place.values()
-    )
+    hooks = [hook for place in places for hook in place.values() if not isinstance(hook, BasePruningMethod)]
+    return not all(str(getattr(hook, "__module__", "")).startswith("torch.") for hook in hooks)
 
 
 def run(

@@ -161,17 +161,15 @@ class Walk:
         zero = np.zeros(1, dtype=bool)
         two_weights = is_weight(a[0]) and is_weight(b[0])
         self.asked_weights |= two_weights
-        for value, axis in (a, b):
-            if axis is None:
-                continue
+        labelled = [(value, axis) for value, axis in (a, b) if axis is not None]
+        for value, axis in labelled:
             if is_weight(value):
                 self.ledger.consumed.append(axis.ids)
             if two_weights or not is_weight(value):
                 zero = zero | axis.zero
-        for _, axis in (a, b):
-            if axis is not None:
-                bad = np.broadcast_to(~zero, axis.ids.shape)
-                self.ledger.notice(axis.ids[bad], op.index, f"is not zero where {self.place(op)} reads it")
+        for _, axis in labelled:
+            bad = np.broadcast_to(~zero, axis.ids.shape)
+            self.ledger.notice(axis.ids[bad], op.index, f"is not zero where {self.place(op)} reads it")
 
     def emit(self, value: Value, dim: int) -> Axis | None:
         """The labels of a dimension of a product's operand that the result has too."""
@@ -179,10 +177,6 @@ class Walk:
         if axis is not None and is_weight(value):
             self.ledger.produced.append(axis.ids)
         return axis
-
-    def used(self, values: Iterable[Value]) -> bool:
-        """Whether anything depends on some of the values."""
-        return any(value.index in self.uses.values for value in values)
 
     def statistics(self, op: Op, labels: Labels, dims: Iterable[int]) -> None:
         """Note that an operator takes statistics over some dimensions: zeros count in them."""

@@ -16,27 +16,23 @@ from cdlib.grouping.walk_state import STRUCTURAL, Walk
 def convolution(walk: Walk, op: Op, args: dict[str, Any]) -> Labels:
     """[N, C, ...] with weights [O, C / groups, ...] or, transposed, [C, O / groups, ...]."""
     x, weight, groups = args["input"], args["weight"], args["groups"]
-    axes = walk.of(x).axes
+    samples, why = walk.of(x).axes[0], walk.of(x).why
     for value in (x, weight):
-        walk.freeze(
-            walk.of(value), op.index, f"{STRUCTURAL}: positions in {walk.place(op)}", range(2, len(value.shape))
-        )
+        positions = range(2, len(value.shape))
+        walk.freeze(walk.of(value), op.index, f"{STRUCTURAL}: positions in {walk.place(op)}", positions)
     into, out = (0, 1) if args["transposed"] else (1, 0)
-    channels = x.shape[1]
     if groups == 1:
         walk.contract(op, x, 1, weight, into)
         result = walk.emit(weight, out)
-    elif groups == channels:
+    elif groups == x.shape[1]:
         result = _depthwise(walk, op, x, weight, bool(args["transposed"]))
     else:
         result = _grouped(walk, op, x, weight, groups, bool(args["transposed"]))
-    rest = [None] * (len(op.outputs[0].shape) - 2)
-    labels = Labels((axes[0], result, *rest), walk.of(x).why)
     if isinstance(bias := args["bias"], Value):
-        own, why = walk.of(bias)
-        summed = walk.join([(result, walk.of(weight).why), (own[0], why)], op)
-        labels = Labels((axes[0] and axes[0].known(False), summed, *rest), labels.why)
-    return labels
+        shifts = walk.of(bias)
+        result = walk.join([(result, walk.of(weight).why), (shifts.axes[0], shifts.why)], op)
+        samples = samples and samples.known(False)
+    return Labels((samples, result, *[None] * (len(op.outputs[0].shape) - 2)), why)
 
 
 def _depthwise(walk: Walk, op: Op, x: Value, weight: Value, transposed: bool) -> Axis | None:

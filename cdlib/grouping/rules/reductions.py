@@ -25,10 +25,12 @@ def reduction(walk: Walk, op: Op, args: dict[str, Any]) -> list[Labels]:
     over = reduced(len(axes), args)
     if is_weight(x) and len(axes) > 1:
         walk.asked_weights = True
+    places = op.outputs[1:] if op.name in ("max", "min") else ()
+    of_places = op.name.startswith("arg") or any(value.index in walk.uses.values for value in places)
     for dim in over:
         if (axis := axes[dim]) is None:
             continue
-        if op.name.startswith("arg") or len(op.inputs) > 1 or (op.name in ("max", "min") and walk.used(op.outputs[1:])):
+        if of_places or len(op.inputs) > 1:
             walk.ledger.freeze(axis.ids, op.index, f"{walk.place(op)} counts positions along it")
         elif not ignores_zeros(op):
             walk.statistics(op, Labels(axes), [dim])

@@ -22,7 +22,8 @@ def reduction(walk: Walk, op: Op, args: dict[str, Any]) -> list[Labels]:
     """Sums, means, extremes: over dimensions that vanish only if zeros make no difference."""
     x = op.inputs[0]
     axes, why = walk.of(x)
-    over = reduced(len(axes), args)
+    dim = args.get("dim")
+    over = [d % len(axes) for d in ([dim] if isinstance(dim, int) else dim or range(len(axes)))]  # all if none is named
     if is_weight(x) and len(axes) > 1:
         walk.asked_weights = True
     places = op.outputs[1:] if op.name in ("max", "min") else ()
@@ -44,42 +45,30 @@ def reduction(walk: Walk, op: Op, args: dict[str, Any]) -> list[Labels]:
     return [Labels(tuple(kept), why) if len(kept) == len(v.shape) else unlabelled(v.shape, why) for v in op.outputs]
 
 
-def reduced(rank: int, args: dict[str, Any]) -> list[int]:
-    """The dimensions over which an operator reduces: all of them when none is named."""
-    dim = args.get("dim")
-    dims = [dim] if isinstance(dim, int) else list(dim or [])
-    return [d % rank for d in dims] if dims else list(range(rank))
-
-
-def _reduce(op: Op, numbers: Sequence[float]) -> Any:
-    """What an operator makes of some numbers, with the settings that it was called with."""
+def _reduce(op: Op, numbers: Sequence[float]) -> torch.Tensor:
+    """What an operator makes of some numbers, with the settings that it was called with; NaN where it fails."""
     _, *settings = arguments(op).items()
     kwargs = {name: value for name, value in settings if value is not None}
     if any(name == "dim" for name, _ in settings):
         kwargs["dim"] = 0 if isinstance(kwargs.get("dim"), int) else [0]
     if "keepdim" in kwargs:
         kwargs["keepdim"] = False
-    result = op.target(torch.tensor(numbers, dtype=torch.float64).to(op.inputs[0].dtype), **kwargs)
+    try:
+        result = op.target(torch.tensor(numbers, dtype=torch.float64).to(op.inputs[0].dtype), **kwargs)
+    except Exception:
+        return torch.tensor(torch.nan)
     return result[0] if isinstance(result, tuple) else result
 
 
 def ignores_zeros(op: Op) -> bool:
     """Whether a reduction gives the same with zeros appended, found by trying."""
-    try:
-        for numbers in (SAMPLES, [abs(n) for n in SAMPLES], [-abs(n) for n in SAMPLES]):
-            if not torch.allclose(_reduce(op, numbers), _reduce(op, [*numbers, 0.0, 0.0])):
-                return False
-        return True
-    except Exception:
-        return False
+    several = (SAMPLES, [abs(n) for n in SAMPLES], [-abs(n) for n in SAMPLES])
+    return all(torch.allclose(_reduce(op, numbers), _reduce(op, [*numbers, 0.0, 0.0])) for numbers in several)
 
 
 def is_zero_reduced(op: Op) -> bool:
     """Whether a reduction of zeros is zero, found by trying."""
-    try:
-        return bool((_reduce(op, [0.0] * 4) == 0).all())
-    except Exception:
-        return False
+    return bool((_reduce(op, [0.0] * 4) == 0).all())
 
 
 @rule("_softmax", "_log_softmax", "softmax", "log_softmax")

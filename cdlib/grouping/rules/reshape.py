@@ -6,6 +6,7 @@ from functools import partial
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from cdlib.graph import Op
@@ -84,14 +85,8 @@ def complex_numbers(walk: Walk, op: Op, args: dict[str, Any]) -> Labels:
 def permute(walk: Walk, op: Op, args: dict[str, Any]) -> Labels:
     """The dimensions in another order."""
     axes, why = walk.of(op.inputs[0])
-    rank = len(axes)
-    if op.name == "permute":
-        order = [dim % rank for dim in args["dims"]]
-    else:
-        first, second = (args["dim0"] % rank, args["dim1"] % rank) if rank and "dim0" in args else (0, rank - 1)
-        order = list(range(rank))
-        if rank > 1:
-            order[first], order[second] = order[second], order[first]
+    numbered = torch.empty(tuple(range(len(axes))), device="meta")  # each dimension is as long as its number
+    order = op.target(numbered, *op.args[1:], **op.kwargs).shape
     return Labels(tuple(axes[dim] for dim in order), why)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from cdlib.graph.inputs import ExampleInput, Inputs
 from cdlib.graph.tracing import capture, in_mode, record, run
 from cdlib.graph.trees import leaves, map_tensors, tensors
-from cdlib.graph.types import Call, Graph, Op, Value, moved_after
+from cdlib.graph.types import Call, Graph, Op, Value
 
 __all__ = [
     "Call",
@@ -18,7 +18,6 @@ __all__ = [
     "in_mode",
     "leaves",
     "map_tensors",
-    "moved_after",
     "record",
     "run",
     "tensors",

@@ -7,14 +7,14 @@ in a way of its own.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-from cdlib.graph.trees import Leaf, leaves, map_tensors
+from cdlib.graph.trees import Leaf, leaves
 
 Kind = Literal["input", "parameter", "buffer", "constant", "activation"]
 
@@ -106,19 +106,3 @@ def _follows_numbers(op: Op) -> bool:
         return False
     computed = [value.dtype for value in op.inputs if value.kind in ("input", "activation")]
     return torch.bool in computed or torch.uint8 in computed if op.name == "index" else bool(computed)
-
-
-def moved_after(graph: Graph, other: Graph) -> Graph:
-    """Return another recording of the same network with its numbers moved: both have only their tensors in common."""
-    first, storages = len(graph.values), max((v.storage for v in graph.values), default=0) + 1
-    held = graph.inputs[0].index if graph.inputs else 0
-    values = [
-        value if value.index < held else replace(value, index=value.index + first, storage=value.storage + storages)
-        for value in other.values
-    ]
-
-    ops = []
-    for op in other.ops:
-        args, kwargs, outputs = map_tensors(lambda value: values[value.index], (op.args, op.kwargs, op.outputs), Value)
-        ops.append(replace(op, index=op.index + len(graph.ops) + 1, args=args, kwargs=kwargs, outputs=outputs))
-    return Graph(ops, values, outputs=tuple(values[v.index] for v in other.outputs), modules=other.modules)

@@ -42,7 +42,7 @@ def check(model: Any, example_input: Any) -> None:
             f"make one of them a copy ({pair[0]}.data = {pair[0]}.data.clone()) or the same object."
         )
     devices = {tensor.device.type for tensor in held.values()}
-    for tensor in tensors(example_input if isinstance(example_input, tuple | list) else (example_input,)):
+    for tensor in tensors(example_input):
         if devices and tensor.device.type not in devices:
             raise CdlibError(
                 f"example_input is on {tensor.device} and {name} on {', '.join(sorted(devices))}: "

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from cdlib.graph import Graph, moved_after
+from cdlib.graph import Graph
 from cdlib.grouping.labels import Flags, Labels, unlabelled
 from cdlib.grouping.ops import arguments, uses
 from cdlib.grouping.rules import reductions, rule_for, slicing
@@ -55,7 +55,7 @@ def _alike(done: Walk) -> list[list[int]]:
     ops, modules = {op.index: op for op in done.graph.ops}, done.graph.modules
     found: dict[Any, list[int]] = {}
     for index in done.choices:
-        op = ops.get(index)  # none: of the run in training mode
+        op = ops.get(index)  # none: of the training run
         kind = (type(modules[op.module]), op.inputs[0].shape, op.outputs[0].shape) if op else index
         found.setdefault(kind, []).append(index)
     return list(found.values())
@@ -85,12 +85,19 @@ def _with_roles(graph: Graph, splits: dict[int, int], training: Graph | None) ->
 
 
 def _walked(walk: Walk) -> Walk:
-    """The same walk when it is done, in training mode too if that is recorded."""
+    """The same walk when it is done, and one in training mode with the same ledger, if that is recorded.
+
+    The operators of the training run are numbered on after the others, so that each has a split of its own.
+    """
     follow(walk, walk.graph)
     if walk.training is not None:
-        found = len(walk.ledger.noticed)
-        follow(walk, moved_after(walk.graph, walk.training))
-        del walk.ledger.noticed[found:]
+        noticed, first = len(walk.ledger.noticed), len(walk.graph.ops)
+        other = Walk(walk.training, {index - first: n for index, n in walk.splits.items()}, None, walk.consumed_only)
+        other.ledger = walk.ledger
+        follow(other, walk.training)
+        walk.choices |= {index + first: found for index, found in other.choices.items()}
+        walk.asked_weights |= other.asked_weights
+        del walk.ledger.noticed[noticed:]
     return walk
 
 

@@ -40,7 +40,7 @@ class Walk:
         self, graph: Graph, splits: Mapping[int, int], training: Graph | None, consumed_only: Container[Key] = ()
     ) -> None:
         self.graph, self.training, self.ledger, self.uses = graph, training, Ledger(), uses(graph)
-        self.splits, self._consumed = dict(splits), consumed_only
+        self.splits, self.consumed_only = dict(splits), consumed_only
         self.choices: dict[int, tuple[int, Ids]] = {}
         self.asked_weights = False
         self.labels: dict[int, Labels] = {}
@@ -61,8 +61,8 @@ class Walk:
     def _first(self, value: Value) -> Labels:
         if value.kind in ("parameter", "buffer"):
             axes = [
-                Axis(self.ledger.atom(value.name, dim, size), np.full(size, (value.name, dim) not in self._consumed))
-                for dim, size in enumerate(value.shape[: self._channel_dims(value)])
+                Axis(self.ledger.atom(value.name, k, size), np.full(size, (value.name, k) not in self.consumed_only))
+                for k, size in enumerate(value.shape[: self._channel_dims(value)])
             ]
             positions = [None] * (len(value.shape) - len(axes))
             return Labels((*axes, *positions), f"meets the positions of {value.name}")

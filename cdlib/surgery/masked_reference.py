@@ -30,12 +30,13 @@ def masked(
     inputs: ExampleInput | None = None,
     kwargs: Mapping[str, Any] | None = None,
 ) -> Any:
-    """Return what a network computes without some units, by masks and not by cutting.
+    """Return what a network computes without some units, by masks and not by cutting: a tensor or a nest of tensors.
 
     The network is a copy of full size in which all slices of the units are zero, those of the layers that read them
     too, but not the statistics of batch norms. The operators that groups report as taking statistics over units, or as
     reading something of them that is not zero, are computed on the indices that are kept; at the others they give what
-    they make of the zeros, or zero where that is no number. Attention is scaled as in the full network.
+    they make of the zeros, or zero where that is no number. Attention is scaled as in the full network. Samples are
+    computed one by one and concatenated.
 
     Parameters
     ----------
@@ -43,11 +44,6 @@ def masked(
         As for `cdlib.remove`, whose errors it raises; one of its own if other operators run than were recorded.
     inputs, kwargs : tensor or tuple, and dict, optional
         What to run it with, of the size of the groups' example and any number of samples; by default that example.
-
-    Returns
-    -------
-    tensor or nest of tensors
-        As the network returns them. Samples are computed one by one and concatenated.
     """
     check_groups(groups, model)
     drop = groups.check(drop)

@@ -104,10 +104,6 @@ def _cudnn_recurrent(op: Op) -> int:
     return x.numel // x.shape[-1] * sum(weight.numel for weight in weights if len(weight.shape) > 1)
 
 
-def _conv_tbc(op: Op) -> int:
-    return op.outputs[0].numel * prod(op.args[1].shape[:2])
-
-
 _WITH_FLAG = ("convolution", "_convolution", "convolution_overrideable")  # their seventh argument says "transposed"
 _WITH_SUMMAND = (
     *("addmm", "addmv", "baddbmm", "addbmm"),
@@ -125,7 +121,7 @@ MAC_RULES: dict[str, Callable[[Op], int]] = {
     **{f"conv{n}d{relu}": _convolution for n in (1, 2, 3) for relu in ("", "_relu", "_dynamic")},
     **{f"conv_transpose{n}d{dynamic}": _convolution for n in (1, 2, 3) for dynamic in ("", "_dynamic")},
     "deform_conv2d": _convolution,
-    "conv_tbc": _conv_tbc,
+    "conv_tbc": lambda op: op.outputs[0].numel * prod(op.args[1].shape[:2]),
     **dict.fromkeys((*_MATRIX, *_WITH_SUMMAND), _matmul),
     "addbmm": _addbmm,
     "_trilinear": _bilinear,

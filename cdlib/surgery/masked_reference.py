@@ -17,7 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_mod
 
 from cdlib.errors import CdlibError
 from cdlib.graph import ExampleInput, Inputs, Op, Value, in_mode, map_tensors, tensors
-from cdlib.grouping import Drop, Group, Groups, Key, check_groups
+from cdlib.grouping import Drop, Groups, check_groups
 from cdlib.surgery.prediction import Prediction, gone
 from cdlib.surgery.removal import copied, set_to_zero, slices_of
 
@@ -48,7 +48,8 @@ def masked(
     check_groups(groups, model)
     drop = groups.check(drop)
     copy = copied(model)
-    set_to_zero(copy, groups, drop, _all_but_statistics)
+    statistics = ("running_mean", "running_var")
+    set_to_zero(copy, groups, drop, lambda g: [k for k in g.tensors if k[0].rpartition(".")[2] not in statistics])
     prediction = Prediction(groups.walk, gone(groups.walk, slices_of(groups, drop)))
     batch_dim = groups.inputs.batch_dim
     given = groups.inputs_for(model) if inputs is None else Inputs.of(inputs, kwargs, batch_dim)
@@ -61,10 +62,6 @@ def masked(
         return found[0]
     joined = iter([torch.cat(same, batch_dim or 0) for same in zip(*map(tensors, found), strict=True)])
     return map_tensors(lambda _: next(joined), found[0])
-
-
-def _all_but_statistics(group: Group) -> list[Key]:
-    return [key for key in group.tensors if key[0].rpartition(".")[2] not in ("running_mean", "running_var")]
 
 
 class OtherCourse(CdlibError):

@@ -23,6 +23,8 @@ _SAME = {"_unsafe_view": "view", "reshape": "view", "split": "split_with_sizes",
 _PLAIN = {**_SAME, "mm": "addmm"}
 _SIZED = {"view", "_unsafe_view", "reshape", "expand", "zeros", "ones", "full", "empty"}
 _SIZED |= {"new_zeros", "new_ones", "new_full", "new_empty", "_reshape_alias"}
+_WEIGHTED = {"convolution", "addmm", "mm", "native_batch_norm", "native_layer_norm"}
+"""All that can be compared when the course of a run depends on numbers."""
 
 
 def gone(walk: Walk, slices: Mapping[Key, Ids]) -> Flags:
@@ -126,7 +128,7 @@ def first_difference(prediction: Prediction, after: Graph) -> tuple[str, Op | No
     if prediction.graph.follows_numbers or after.follows_numbers:
         agree = _agree_in_numbers
         if [_PLAIN.get(op.name, op.name) for op in expected] != [_PLAIN.get(op.name, op.name) for op in actual]:
-            expected, actual = _products(expected), _products(actual)
+            expected, actual = ([op for op in ops if op.name in _WEIGHTED] for ops in (expected, actual))
     for op, other in zip(expected, actual, strict=False):
         if op.index in prediction.walk.uses.running and not agree(prediction, op, other):
             return op.module, op
@@ -140,11 +142,6 @@ def first_difference(prediction: Prediction, after: Graph) -> tuple[str, Op | No
 def _compared(graph: Graph) -> list[Op]:
     """The operators that compute something, without those that copy, fill memory or tell a profiler."""
     return [op for op in graph.ops if op.name not in _SILENT and op.target.namespace != "profiler"]
-
-
-def _products(ops: list[Op]) -> list[Op]:
-    """The operators with weights: all that can be compared when the course of a run depends on numbers."""
-    return [op for op in ops if op.name in ("convolution", "addmm", "mm", "native_batch_norm", "native_layer_norm")]
 
 
 def _agree_in_numbers(prediction: Prediction, expected: Op, actual: Op) -> bool:

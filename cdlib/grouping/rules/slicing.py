@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import torch
 
 from cdlib.graph import Op, Value
 from cdlib.grouping.labels import Axis, Labels
@@ -129,15 +130,14 @@ def index(walk: Walk, op: Op, args: dict[str, Any]) -> Labels:
     """Positions named by tensors of numbers or flags; the other dimensions pass."""
     source, out = op.inputs[0], op.outputs[0]
     found = walk.of(source)
-    indices = list(args["indices"])
     covered: list[int] = []
     at = 0
-    for each in indices:
-        wide = len(each.shape) if each is not None and str(each.dtype) in ("torch.bool", "torch.uint8") else 1
-        covered += range(at, at + wide) if each is not None else []
-        at += wide
+    for each in args["indices"]:
+        wide = len(each.shape) if each is not None and each.dtype in (torch.bool, torch.uint8) else 1
         if each is not None:
+            covered += range(at, at + wide)
             walk.freeze(walk.of(each), op.index, f"is an index in {walk.place(op)}")
+        at += wide
     walk.freeze(found, op.index, f"{STRUCTURAL}: positions picked by {walk.place(op)}", covered)
     free = [dim for dim in range(len(found.axes)) if dim not in covered]
     if op.name.startswith("index_put"):

@@ -53,9 +53,8 @@ def pad(walk: Walk, op: Op, args: dict[str, Any]) -> Labels:
             continue
         if left < 0 or right < 0:
             walk.ledger.freeze(axis.ids, op.index, f"{STRUCTURAL}: {walk.place(op)} crops it")
-            result[-back] = axis.take(slice(max(-left, 0), len(axis.ids) - max(-right, 0)))
-            if left > 0 or right > 0:
-                result[-back] = None
+            left_over = axis.take(slice(max(-left, 0), len(axis.ids) - max(-right, 0)))
+            result[-back] = None if left > 0 or right > 0 else left_over
             continue
         whole = [fresh(walk, left, zero), axis, fresh(walk, right, zero)]
         result[-back] = Axis(*(np.concatenate(parts) for parts in zip(*whole, strict=True)))

@@ -20,7 +20,7 @@ def macs_of(op: Op) -> int:
 
 def products_of(op: Op) -> int:
     """Return the multiply-accumulates of an operator; 0 for one that is no convolution, linear or matrix product."""
-    rule = MAC_RULES.get(_plain(op))
+    rule = MAC_RULES.get(op.name.rstrip("_"))  # in place or not
     return rule(op) * (3 if op.outputs[0].dtype.is_complex else 1) if rule else 0
 
 
@@ -40,14 +40,9 @@ def label_of(op: Op) -> str:
     return "linear" if "linear" in op.name or weight_of(op) else "matmul"
 
 
-def _plain(op: Op) -> str:
-    """The operator's name without the underscore that marks it as in-place."""
-    return op.name.rstrip("_")
-
-
 def _factors(op: Op) -> tuple[Any, ...]:
     """The arguments of a product, without the tensor that it is added to."""
-    return op.args[1:] if _plain(op) in _WITH_SUMMAND else op.args
+    return op.args[1:] if op.name.rstrip("_") in _WITH_SUMMAND else op.args
 
 
 def _weight_shape(op: Op) -> tuple[int, ...]:

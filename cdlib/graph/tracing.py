@@ -61,14 +61,9 @@ def capture(
     ----------
     model : nn.Module
         Any network. It is run in evaluation mode without gradients and left as it was found.
-    example_input : tensor or tuple
-        What the network is called with: a tensor, or a tuple of its positional arguments (tensors, numbers, None,
-        dictionaries, lists of them).
-    kwargs : dict, optional
-        Its arguments by name, likewise.
-    batch_dim : int or None, default 0
-        The dimension that counts samples. Every tensor as long there as the first one is cut to one sample. None: the
-        input has no such dimension and is taken whole.
+    example_input, kwargs, batch_dim
+        What it is called with, as for `cdlib.profile`. Every tensor that is as long in the dimension `batch_dim` as the
+        first one is cut to one sample; with None, the input is taken whole.
     autocast : bool, default False
         Whether a `torch.autocast` around the call applies. By default the network runs in its own precision.
 

@@ -21,10 +21,8 @@ def _parameters(target: Any) -> tuple[tuple[str, Any], ...]:
 def arguments(op: Op) -> dict[str, Any]:
     """What an operator was called with, by the names of its schema, defaults filled in."""
     named = _parameters(op.target)
-    found = dict(named)
-    found.update({name: value for (name, _), value in zip(named, op.args, strict=False)})
-    found.update(op.kwargs)
-    return found
+    given = {name: value for (name, _), value in zip(named, op.args, strict=False)}
+    return {**dict(named), **given, **op.kwargs}
 
 
 class Uses(NamedTuple):

@@ -97,8 +97,7 @@ class Walk:
     def freeze(self, labels: Labels, op: int, reason: str, dims: range | list[int] | None = None) -> None:
         """Note that the labels of a tensor, or of some of its dimensions, must stay."""
         for dim in range(len(labels.axes)) if dims is None else dims:
-            axis = labels.axes[dim]
-            if axis is not None:
+            if (axis := labels.axes[dim]) is not None:
                 self.ledger.freeze(axis.ids, op, reason)
 
     def aligned(self, value: Value, shape: tuple[int, ...], op: Op) -> list[tuple[Axis | None, str] | None]:

@@ -30,8 +30,7 @@ def pointwise(walk: Walk, op: Op, args: dict[str, Any]) -> Labels | list[Labels]
 
 def broadcast(walk: Walk, op: Op, operands: Sequence[Value], shape: tuple[int, ...]) -> Labels:
     """Couple the operands dimension by dimension, aligned at the last one; try whether zeros give zero."""
-    if len(shape) > 1 and all(is_weight(value) for value in operands):
-        walk.asked_weights = True
+    walk.asked_weights |= len(shape) > 1 and all(is_weight(value) for value in operands)
     axes: list[Axis | None] = []
     for size, *found in zip(shape, *(walk.aligned(value, shape, op) for value in operands), strict=True):
         # parameters first, since they are what makes channels, not a mask of it

@@ -24,8 +24,7 @@ def reduction(walk: Walk, op: Op, args: dict[str, Any]) -> list[Labels]:
     axes, why = walk.of(x)
     dim = args.get("dim")
     over = [d % len(axes) for d in ([dim] if isinstance(dim, int) else dim or range(len(axes)))]  # all if none is named
-    if is_weight(x) and len(axes) > 1:
-        walk.asked_weights = True
+    walk.asked_weights |= is_weight(x) and len(axes) > 1
     places = op.outputs[1:] if op.name in ("max", "min") else ()
     of_places = op.name.startswith("arg") or any(value.index in walk.uses.values for value in places)
     for dim in over:

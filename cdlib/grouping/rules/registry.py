@@ -32,12 +32,11 @@ def rule(*names: str) -> Callable[[Entered], Entered]:
 
 def rule_for(op: Op) -> Rule:
     """The rule of an operator, in place or not; that for unknown operators if there is none."""
-    name = op.name
-    if name in RULES:
-        return RULES[name]
+    if op.name in RULES:
+        return RULES[op.name]
     if torch.Tag.pointwise in op.target.tags:  # element by element, after broadcasting
         return RULES["pointwise"]
-    return RULES.get(name.rstrip("_"), no_rule)
+    return RULES.get(op.name.rstrip("_"), no_rule)
 
 
 def no_rule(walk: Walk, op: Op, args: dict[str, Any]) -> list[Labels]:

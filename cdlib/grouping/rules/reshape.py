@@ -16,9 +16,8 @@ from cdlib.grouping.rules.registry import rule
 from cdlib.grouping.walk_state import STRUCTURAL, Walk
 
 
-@rule(
-    "clone", "contiguous", "alias", "detach", "lift_fresh", "_to_copy", "_reshape_alias", "as_strided_", "resolve_conj"
-)
+@rule("clone", "contiguous", "alias", "detach", "lift_fresh", "_to_copy")
+@rule("_reshape_alias", "as_strided_", "resolve_conj")
 def same(walk: Walk, op: Op, args: dict[str, Any]) -> Labels:
     """A copy, or the same tensor."""
     found = walk.of(op.inputs[0])

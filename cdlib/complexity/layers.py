@@ -75,8 +75,7 @@ def layer_table(
         row["weight_bytes"] += bytes_held(weight)
     for row in rows.values():
         row["flops"] = 2 * row["macs"]
-    frame = pd.DataFrame(list(rows.values()), columns=["layer", "kind", "output_shape", *COLUMNS])
-    return frame.set_index("layer")
+    return pd.DataFrame(list(rows.values()), columns=["layer", "kind", "output_shape", *COLUMNS]).set_index("layer")
 
 
 def _empty_row(layer: str, graph: Graph, op: Op | None) -> dict[str, Any]:

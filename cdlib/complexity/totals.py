@@ -105,10 +105,8 @@ def profile(
     for start, _, size in lasting.values():
         made[start] += size
     layers = layer_table(model, graph, names, made, live)
-    timeline = pd.DataFrame(
-        [(op.name, names[op.index], live[op.index]) for op in graph.ops if op.does_work],
-        columns=["operator", "layer", "live_bytes"],
-    )
+    working = [(op.name, names[op.index], live[op.index]) for op in graph.ops if op.does_work]
+    timeline = pd.DataFrame(working, columns=["operator", "layer", "live_bytes"])
     totals: dict[str, Any] = {column: int(layers[column].sum()) for column in COLUMNS}
     totals["peak_activation_bytes"] = max(live, default=0)
     if any(parameter.is_meta for parameter in model.parameters()):

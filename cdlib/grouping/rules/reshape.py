@@ -45,11 +45,10 @@ def copy(walk: Walk, op: Op, args: dict[str, Any]) -> Labels:
 def uniform(walk: Walk, op: Op, args: dict[str, Any]) -> Labels:
     """A tensor with the same number, or numbers drawn alike, everywhere: it may follow in size whatever it meets."""
     zero = "zero" in op.name or "empty" in op.name or args.get("fill_value", args.get("value")) == 0
-    out = op.outputs[0]
     if op.name.endswith(("_like", "_")):
         axes = walk.of(op.inputs[0]).axes
         return Labels(tuple(axis and axis.known(zero) for axis in axes), walk.of(op.inputs[0]).why)
-    made = tuple(fresh(walk, size, zero) if size > 1 else None for size in out.shape)
+    made = tuple(fresh(walk, size, zero) if size > 1 else None for size in op.outputs[0].shape)
     return Labels(made, "meets a constant of fixed size")
 
 

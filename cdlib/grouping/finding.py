@@ -99,7 +99,7 @@ def _assembled(done: Walk, kept: Mapping[str, str]) -> list[Group]:
     unit_of = np.where(is_root, np.cumsum(is_root) - 1, -1)[of]
     units = {key: unit_of[first : first + size] for key, (first, size) in ledger.atoms.items()}
     kind = _kinds(list(units.values()), why_not[roots], why[roots])
-    number = pd.Series(kind).groupby(kind).cumcount().to_numpy()  # of a unit in its group
+    number: Ids = np.asarray(pd.Series(kind).groupby(kind).cumcount())  # of a unit in its group
 
     found, names = [], dict[str, int]()
     in_order = _in_order(ledger, made)

@@ -26,7 +26,7 @@ class Value(Leaf):
     index: int  #: Position in `Graph.values`.
     shape: tuple[int, ...]  #: Its shape, for one sample.
     dtype: torch.dtype  #: Its element type.
-    storage: int  #: Number of the memory block behind it: a view and its base have the same.
+    storage: int  #: Number of the memory block behind it, which a view has in common with its base.
     storage_bytes: int  #: Size of that memory block, in bytes.
     kind: Kind  #: An "activation" is computed from the input, a "constant" from anything else.
     name: str = ""  #: The parameter or buffer that this is, or is a view of; otherwise empty.
@@ -44,7 +44,7 @@ class Op:
     index: int  #: Position in `Graph.ops`, the order of the run.
     target: Any  #: The ATen operator, for example ``torch.ops.aten.convolution.default``.
     module: str  #: Qualified name of the innermost module whose code called it; empty for the network itself.
-    call: int  #: Number of that module's call: a shared module has several.
+    call: int  #: Number of that module's call, of which a shared module has several.
     args: tuple[Any, ...]  #: What it was called with, every tensor replaced by its `Value`.
     kwargs: dict[str, Any]  #: Likewise, by name.
     outputs: tuple[Value, ...]  #: What it returned. An in-place operator returns the `Value` that it was given.

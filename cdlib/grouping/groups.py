@@ -49,8 +49,8 @@ class Group:
     tensors: tuple[Key, ...]  #: Every tensor and dimension that a unit has slices of.
     own: tuple[Key, ...]  #: Those of them that belong to the units' PZIG; the others are read by later layers.
     places: Mapping[Key, tuple[Ids, Ids]] = field(repr=False)
-    """For each of `tensors` two int64 arrays of the same length: units, and the indices along the dimension that vanish
-    with them."""
+    """For each of `tensors` two int64 arrays of the same length, of units and of the indices along the dimension that
+    vanish with them."""
 
     def slices(self, unit: int) -> list[Slice]:
         """Return the slices that vanish with a unit; a CdlibError if there is no such unit."""

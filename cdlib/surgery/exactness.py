@@ -34,18 +34,18 @@ class Exactness:
     """How far a cut network is from its references: the largest difference of outputs, relative to the largest one."""
 
     zeroed: float | None
-    """Between `cdlib.zero` and `cdlib.remove` of the same units: below 1e-9 if the cut is exact, in double precision.
+    """Between `cdlib.zero` and `cdlib.remove` of the same units. Below 1e-9 if the cut is exact, in double precision;
     None if some of the groups are not zero-invariant, for which the two need not agree."""
     masked: float | None
-    """Between `masked` and `cdlib.remove`: likewise, for all groups. None if the network's course depends on its
-    numbers in such a way that the recorded operators cannot be found again."""
+    """Likewise between `masked` and `cdlib.remove`, for all groups; None if the network's course depends on its numbers
+    in such a way that the recorded operators cannot be found again."""
     effect: float
-    """Between the full network and the reference: if it is 0, dropping the units changes nothing, and the two numbers
+    """Between the full network and the reference. If it is 0, dropping the units changes nothing, and the two numbers
     above prove nothing."""
     control: float
-    """Between the reference and a network from which one wrong unit was removed: what a mistake looks like. It must be
-    much larger than `zeroed` and `masked`. Up to three wrong units are tried until one shows, since some units do
-    nothing (the inputs of a ReLU that are all negative). NaN if there is no wrong unit."""
+    """Between the reference and a network from which one wrong unit was removed, which is what a mistake looks like. It
+    must be much larger than `zeroed` and `masked`. Up to three wrong units are tried until one shows, since some units
+    do nothing (the inputs of a ReLU that are all negative). NaN if there is no wrong unit."""
 
 
 def check_exact(

@@ -17,12 +17,17 @@ from cdlib.data.seeds import draws
 from cdlib.data.splits import Split
 from cdlib.errors import CdlibError, check_seed, check_whole
 
+Mover = Callable[[Tensor, Tensor], Tensor]
+"""What moves the images of some rows of a split."""
+
 
 def batches(
     split: Split,
     batch_size: int,
     *,
     augment: bool = False,
+    shift: int | None = None,
+    alternate: bool = False,
     seed: int | None = None,
     epoch: int = 0,
     rank: int = 0,
@@ -31,9 +36,9 @@ def batches(
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Iterate once over `split` in batches of normalised images and labels.
 
-    Augmentation moves each image by up to an eighth of its shorter side, at most 4 pixels, in both directions (4 pixels
-    at 32x32, 1 pixel at 8x8), filling in by reflection, and mirrors half of the images if `split.flips`. It is the
-    usual "pad, crop at random, flip" of CIFAR training. A CdlibError for sizes, seeds and ranks that make no sense.
+    Augmentation moves each image in both directions, filling in by reflection, and mirrors half of the images if
+    `split.flips`. It is the usual "pad, crop at random, flip" of CIFAR training. A CdlibError for sizes, seeds and
+    ranks that make no sense.
 
     Parameters
     ----------
@@ -43,6 +48,11 @@ def batches(
         Images in a global batch, that is over all processes together.
     augment : bool, default False
         Move and mirror the images at random. Needs a seed.
+    shift : int or None, default None
+        By how many pixels at most; None for an eighth of the shorter side, at most 4 (4 at 32x32, 1 at 8x8).
+    alternate : bool, default False
+        Mirror half of the images in even epochs and the others in odd ones, so that an image is seen both ways in any
+        two epochs, as in airbench (Jordan 2024, arXiv:2404.00498, section 3.6), instead of by chance in each.
     seed : int or None, default None
         None goes through the images in order. Otherwise order and augmentation are a pure function of (seed, epoch),
         the same on every device.
@@ -72,16 +82,24 @@ def batches(
         raise CdlibError(f"batch_size {batch_size} cannot be cut into {world} equal parts; use a multiple of {world}.")
     if augment and seed is None:
         raise CdlibError("augmentation draws random numbers: give batches a seed, or augment=False.")
-    return _generate(split, batch_size, augment, seed, epoch, rank, world, drop_last)
+    sides = split.images.shape[-2:]
+    if shift is not None and not (type(shift) is int and 0 <= shift < min(sides)):
+        raise CdlibError(f"shift={shift!r}: give a number of pixels from 0 to {min(sides) - 1}, or None.")
+    moved = None
+    if augment and seed is not None:
+        reach = min(4, min(sides) // 8) if shift is None else shift
+        words = draws("moves", len(split), seed, epoch)
+        mirror = draws("mirror", len(split), seed) + np.uint64(epoch) if alternate else words >> np.uint64(63)
+        moved = _mover(split, reach, words, mirror & np.uint64(split.flips))
+    return _generate(split, batch_size, moved, seed, epoch, rank, world, drop_last)
 
 
 def _generate(
-    split: Split, size: int, augment: bool, seed: int | None, epoch: int, rank: int, world: int, drop_last: bool
+    split: Split, size: int, moved: Mover | None, seed: int | None, epoch: int, rank: int, world: int, drop_last: bool
 ) -> Iterator[tuple[Tensor, Tensor]]:
     device, n = split.images.device, len(split)
     keys = np.zeros(n, np.uint64) if seed is None else draws("order", n, seed, epoch)
     order = torch.from_numpy(np.argsort(keys, kind="stable")).to(device)
-    moved = _mover(split, draws("moves", n, seed, epoch)) if augment and seed is not None else None
     scale, shift = split.affine()
     for start in range(0, n - size + 1 if drop_last else n, size):
         index = order[start : start + size].tensor_split(world)[rank]
@@ -92,16 +110,17 @@ def _generate(
             yield images.float().mul_(scale).add_(shift), split.labels[index]
 
 
-def _mover(split: Split, words: np.ndarray) -> Callable[[Tensor, Tensor], Tensor]:
-    """Return what shifts and flips the images [n, C, H, W] of some rows of a split, as a word for each row says."""
+def _mover(split: Split, reach: int, words: np.ndarray, mirror: np.ndarray) -> Mover:
+    """Return what shifts the images [n, C, H, W] of some rows of a split by up to `reach` pixels, and mirrors them.
+
+    Each row's word says where to, and `mirror` is 1 for those to mirror.
+    """
     device, (height, width) = split.images.device, split.images.shape[-2:]
-    reach = min(4, min(height, width) // 8)
     places = 2 * reach + 1
     rows, cols = _shifted(height, reach).to(device), _shifted(width, reach)
     cols = torch.cat([cols, cols.flip(1)]).to(device)  # the second half mirrors the image
     down = (words & np.uint64(0xFFFFFFFF)) % np.uint64(places)
     right = (words >> np.uint64(32) & np.uint64(0x7FFFFFFF)) % np.uint64(places)
-    mirror = words >> np.uint64(63) if split.flips else np.zeros_like(words)
     across = right + mirror * np.uint64(places)
     row, col = (torch.from_numpy(which.astype(np.int64)).to(device) for which in (down, across))
 

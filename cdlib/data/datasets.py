@@ -32,6 +32,8 @@ def load(name: str = "digits", *, split_seed: int = 0, validation: float = 0.1) 
     name : str, default "digits"
         "digits": scikit-learn's 1,797 handwritten digits, 1x8x8, needs no network; a fifth of each class is the test
         split, and a value v of 0..16 becomes the byte floor((255 v + 8) / 16).
+        "cifar10-sample": 2,000 training and 1,000 test images of CIFAR-10 (Krizhevsky 2009), 3x32x32, which ship with
+        the library; they are normalised like the whole set.
         "cifar10", "cifar100": 3x32x32, with their own test splits, read and if need be fetched by torchvision.
         "folder:PATH": images of one size in PATH/train/CLASS/ and PATH/test/CLASS/.
     split_seed : int, default 0
@@ -55,6 +57,7 @@ def from_arrays(
     train: Arrays,
     test: Arrays,
     flips: bool,
+    statistics: tuple[tuple[float, ...], tuple[float, ...]] | None = None,
     *,
     split_seed: int = 0,
     validation: float = 0.1,
@@ -73,6 +76,8 @@ def from_arrays(
         uint8 [N, C, H, W] and int64 [N], NumPy arrays.
     flips : bool
         Whether a mirrored image is as good an image.
+    statistics : (mean, std), optional
+        By channel, in units of 0..1; by default those of the training split.
     split_seed, validation
         As for `load`.
     """
@@ -82,7 +87,7 @@ def from_arrays(
         _check_arrays(f"{name}/{part}", arrays, len(classes), train.images.shape[1:])
     held = chosen(train.labels, validation, split_seed, "validation")
     kept, cut_off = (Arrays(train.images[rows], train.labels[rows]) for rows in (~held, held))
-    mean, std = _statistics(kept.images)
+    mean, std = statistics or _statistics(kept.images)
     parts = {"train": kept, "validation": cut_off, "test": test}
     splits = {part: _split(f"{name}/{part}", arrays, mean, std, flips) for part, arrays in parts.items()}
     return Dataset(name=name, classes=tuple(classes), **splits)

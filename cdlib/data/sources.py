@@ -1,4 +1,4 @@
-"""Where the data sets come from: scikit-learn, torchvision or an image folder, as arrays of uint8 images and labels.
+"""Where the data sets come from: a file that ships, scikit-learn, torchvision or an image folder, as arrays of bytes.
 
 What the environment variable `CDLIB_DATA` does is said by `cdlib.data.load`, which makes splits of the arrays.
 """
@@ -6,6 +6,7 @@ What the environment variable `CDLIB_DATA` does is said by `cdlib.data.load`, wh
 from __future__ import annotations
 
 import os
+import zipfile
 from http.client import HTTPException
 from pathlib import Path
 from typing import NamedTuple
@@ -15,8 +16,9 @@ import numpy as np
 from cdlib.data.image_folder import Arrays, cache_folder, class_names, is_image_folder, read_folder
 from cdlib.data.seeds import chosen
 from cdlib.errors import CdlibError, unknown
+from cdlib.text import one_line
 
-NAMES = ("digits", "cifar10", "cifar100")
+NAMES = ("digits", "cifar10-sample", "cifar10", "cifar100")
 DIGITS_TEST = 0.2
 """Share of each class of the digits that is the test split."""
 
@@ -24,12 +26,16 @@ _CIFAR10 = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "hor
 
 
 class Source(NamedTuple):
-    """What a data set is made of: its classes, its arrays, and whether a mirrored image is as good an image."""
+    """What a data set is made of: its classes, its arrays, and whether a mirrored image is as good an image.
+
+    `statistics` are mean and standard deviation by channel, where they are not those of the training split.
+    """
 
     classes: tuple[str, ...]
     train: Arrays
     test: Arrays
     flips: bool
+    statistics: tuple[tuple[float, ...], tuple[float, ...]] | None = None
 
 
 def read(name: str, split_seed: int, *, download: bool) -> Source:
@@ -37,6 +43,8 @@ def read(name: str, split_seed: int, *, download: bool) -> Source:
     place = where(name)
     if name == "digits":
         return _digits(split_seed)
+    if name == "cifar10-sample":
+        return _sample(place)
     if name.startswith("folder:"):
         return Source(*read_folder(place), flips=True)
     if not is_image_folder(place):
@@ -56,6 +64,8 @@ def where(name: str) -> Path:
         import sklearn.datasets
 
         return Path(sklearn.datasets.__file__).parent / "data" / "digits.csv.gz"
+    if name == "cifar10-sample":
+        return Path(__file__).parent / "cifar10-sample.npz"
     if name in NAMES:
         given = os.environ.get("CDLIB_DATA")
         folder = Path(given).expanduser() if given else cache_folder() / "data"
@@ -76,6 +86,26 @@ def _digits(split_seed: int) -> Source:
     test = chosen(labels, DIGITS_TEST, split_seed, "test")
     classes = tuple(str(name) for name in raw.target_names)
     return Source(classes, Arrays(images[~test], labels[~test]), Arrays(images[test], labels[test]), flips=False)
+
+
+def _sample(file: Path) -> Source:
+    """2,000 training and 1,000 test images of CIFAR-10, each class alike often, as JPEG files end to end."""
+    import io
+
+    from PIL import Image
+
+    try:
+        with np.load(file) as held:
+            parts = {key: held[key] for key in held.files}
+        ends, whole = parts["ends"], parts["jpeg"].tobytes()
+        texts = (whole[start:end] for start, end in zip([0, *ends], ends, strict=False))
+        images = np.stack([np.asarray(Image.open(io.BytesIO(text))).transpose(2, 0, 1) for text in texts])
+        labels, test = parts["label"].astype(np.int64), parts["is_test"]
+        train, test = (Arrays(images[part], labels[part]) for part in (~test, test))
+        mean, std = (tuple(parts[key].tolist()) for key in ("mean", "std"))
+        return Source(tuple(parts["classes"].tolist()), train, test, True, (mean, std))
+    except (OSError, EOFError, ValueError, KeyError, IndexError, zipfile.BadZipFile) as error:
+        raise CdlibError(f"{file} is damaged ({one_line(error)}): restore it from version control.") from error
 
 
 def _torchvision(name: str, root: Path, download: bool) -> Source:

@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
-from cdlib.models.architectures import BOOK, reinitialised, set_stem
+from cdlib.models.architectures import BOOK, reinitialised, set_stem, whiten
 from cdlib.models.by_name import RECIPE, build, fresh, names, options
+from cdlib.models.shipped import CARD, Card, keep, rounded, trained
 from cdlib.models.state_dicts import load_weights
 
 __all__ = [
     "BOOK",
+    "CARD",
     "RECIPE",
+    "Card",
     "build",
     "fresh",
+    "keep",
     "load_weights",
     "names",
     "options",
     "reinitialised",
+    "rounded",
     "set_stem",
+    "trained",
+    "whiten",
 ]

@@ -6,6 +6,7 @@ from cdlib.report.measurement import QUANTITIES, Measurement, measure
 from cdlib.report.memory import allocator_peak, cpu_peak, file_bytes
 from cdlib.report.significance import MeanDifference, Paired, mcnemar, mean_difference, wilson
 from cdlib.report.timing import WARM_UP, latencies
+from cdlib.report.verdicts import Verdict, images_needed, pairs_needed, verdict
 
 __all__ = [
     "QUANTITIES",
@@ -14,17 +15,21 @@ __all__ = [
     "MeanDifference",
     "Measurement",
     "Paired",
+    "Verdict",
     "allocator_peak",
     "compare",
     "cpu_peak",
     "file_bytes",
     "hardware",
+    "images_needed",
     "latencies",
     "machine",
     "mcnemar",
     "mean_difference",
     "measure",
+    "pairs_needed",
     "table",
     "threads",
+    "verdict",
     "wilson",
 ]

@@ -3,6 +3,7 @@
 from cdlib.study.baseline import int8_linears, train_and_compress
 from cdlib.study.controls import above, recounted, uniform_line
 from cdlib.study.runs import run
+from cdlib.study.shipped import train_network
 from cdlib.study.store import folder, load
 from cdlib.study.sweeps import sweep
 from cdlib.study.tables import described, networks, recorded, summary
@@ -20,5 +21,6 @@ __all__ = [
     "summary",
     "sweep",
     "train_and_compress",
+    "train_network",
     "uniform_line",
 ]

@@ -90,6 +90,7 @@ class _Job:
         self.recipe = Recipe().changed(parameters["recipe"])
         self.dataset: Dataset = data.load(parameters["data"])
         self.dense = models.build(parameters["model"], len(self.dataset.classes), **parameters["options"])
+        models.whiten(self.dense, self.dataset.train.input(min(5000, len(self.dataset.train))))
         self.model, self.trained = self.dense, False
         self.example: Tensor = self.dataset.test.input(1)
         self.seconds, self.macs = 0.0, 0

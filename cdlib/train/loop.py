@@ -62,7 +62,7 @@ class Run:
                 f"the model has {outputs} outputs, but {dataset.name} has {len(dataset.classes)} classes; "
                 f"build it with classes={len(dataset.classes)}."
             )
-        self.optimizer = optimizer(recipe, model.parameters())
+        self.optimizer = optimizer(recipe, model)
         if wrap:
             self.optimizer = _wrapped(wrap, self.optimizer, recipe)
         for what, end in ((self.optimizer, "ends"), (after_step, "end")):
@@ -105,6 +105,8 @@ class Run:
             self.data,
             self.recipe.batch_size,
             augment=self.recipe.augment,
+            shift=self.recipe.shift,
+            alternate=self.recipe.flips == "alternating",
             seed=self.seed,
             epoch=epoch,
             rank=self.rank,
@@ -128,7 +130,7 @@ class Run:
     def _step(self, step: int, x: Tensor, y: Tensor, share: float) -> Tensor:
         """Do one step of the optimizer and of the running average; return the loss, still on the device."""
         for group in self.optimizer.param_groups:
-            group["lr"] = self._rate(step)
+            group["lr"] = self._rate(step) * group.get("lr_scale", 1.0)
         x = mixed(x, share)
         if self.recipe.channels_last:
             x = x.contiguous(memory_format=torch.channels_last)

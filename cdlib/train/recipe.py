@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
@@ -13,8 +13,14 @@ from torch.nn import functional as F
 
 from cdlib.errors import CdlibError, check_choice
 
-OPTIMIZERS = ("adamw", "sgd")
-PRECISIONS = ("bf16", "fp32")
+CHOICES = {
+    "optimizer": ("adamw", "sgd"),
+    "precision": ("bf16", "fp32"),
+    "decay": ("cosine", "linear"),
+    "flips": ("random", "alternating"),
+}
+
+_NORMS = (nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm)
 
 
 @dataclass(frozen=True)
@@ -36,8 +42,14 @@ class Recipe:
         5e-4 is usual for SGD.
     momentum : float, default 0.9
         Of SGD; the first beta of AdamW (the second is 0.999).
+    norm_bias_lr : float, default 1
+        The learning rate of the biases of normalisation layers, times the others'.
     warmup_epochs : float, default 1
-        The learning rate rises over these, then falls to 0 along half a cosine, step by step.
+        The learning rate rises in a straight line over these, step by step, then falls till the end.
+    decay : {"cosine", "linear"}, default "cosine"
+        Along which it falls: half a cosine or a straight line.
+    lr_start, lr_end : float, default 0
+        Where it rises from and falls to, as shares of `lr`.
     label_smoothing : float, default 0
         This share of the target is spread evenly over all classes.
     mixup : float, default 0
@@ -48,6 +60,10 @@ class Recipe:
         After t steps the decay is at most (1 + t) / (10 + t), so that the first weights are soon forgotten.
     augment : bool, default True
         Move and mirror the images as `cdlib.data.batches` says.
+    flips : {"random", "alternating"}, default "random"
+        Whether each image is mirrored by chance in every epoch, or by chance in the first and then in every other one.
+    shift : int or None, default None
+        By how many pixels images are moved at most; None for an eighth of their shorter side, at most 4.
     precision : {"fp32", "bf16"}, default "fp32"
         "bf16" runs the training forward pass under autocast; weights, loss and evaluation stay in float32.
     channels_last : bool, default False
@@ -67,26 +83,36 @@ class Recipe:
     lr: float = 1e-3
     weight_decay: float = 0.05
     momentum: float = 0.9
+    norm_bias_lr: float = 1.0
     warmup_epochs: float = 1.0
+    decay: str = "cosine"
+    lr_start: float = 0.0
+    lr_end: float = 0.0
     label_smoothing: float = 0.0
     mixup: float = 0.0
     ema: float = 0.0
     augment: bool = True
+    flips: str = "random"
+    shift: int | None = None
     precision: str = "fp32"
     channels_last: bool = False
     compile: bool = False
 
     def __post_init__(self) -> None:
-        for name, choices in (("optimizer", OPTIMIZERS), ("precision", PRECISIONS)):
+        for name, choices in CHOICES.items():
             check_choice(name, getattr(self, name), choices)
         for name in ("epochs", "batch_size"):
             self._require(name, type(getattr(self, name)) is int and getattr(self, name) >= 1, "a whole number from 1")
         for name in ("augment", "channels_last", "compile"):
             self._require(name, type(getattr(self, name)) is bool, "true or false")
-        for name in ("lr", "weight_decay", "warmup_epochs", "mixup"):
+        for name in ("lr", "weight_decay", "warmup_epochs", "mixup", "norm_bias_lr"):
             self._require(name, _is_number(getattr(self, name)) and getattr(self, name) >= 0, "a number from 0")
         for name in ("momentum", "label_smoothing", "ema"):
             self._require(name, _is_number(getattr(self, name)) and 0 <= getattr(self, name) < 1, "from 0 to below 1")
+        for name in ("lr_start", "lr_end"):
+            self._require(name, _is_number(getattr(self, name)) and 0 <= getattr(self, name) <= 1, "from 0 to 1")
+        fits = self.shift is None or (type(self.shift) is int and self.shift >= 0)
+        self._require("shift", fits, "a whole number of pixels, or None")
         self._require("lr", self.lr > 0, "positive")
         self._require("warmup_epochs", self.warmup_epochs <= self.epochs, f"at most epochs = {self.epochs}")
 
@@ -107,28 +133,39 @@ class Recipe:
 def learning_rate(recipe: Recipe, step: int, steps_per_epoch: int) -> float:
     """Return the learning rate of step 0, 1, ... of a run.
 
-    With w warm-up steps of T in all, it is lr (step + 1) / w during the warm-up, and then half a cosine,
-    lr (1 + cos(pi (step - w) / (T - w))) / 2.
+    With w warm-up steps of T in all, it is lr (s + (1 - s) (step + 1) / w) during the warm-up, and then
+    lr (e + (1 - e) f(t)) with t = (step - w) / (T - w), where f is (1 + cos(pi t)) / 2 or 1 - t, and s and e are
+    `lr_start` and `lr_end`.
     """
     total, warm = recipe.epochs * steps_per_epoch, round(recipe.warmup_epochs * steps_per_epoch)
     if step < warm:
-        return recipe.lr * (step + 1) / warm
-    return recipe.lr * 0.5 * (1 + math.cos(math.pi * (step - warm) / (total - warm)))
+        return recipe.lr * (recipe.lr_start + (1 - recipe.lr_start) * (step + 1) / warm)
+    t = (step - warm) / (total - warm)
+    left = 1 - t if recipe.decay == "linear" else 0.5 * (1 + math.cos(math.pi * t))
+    return recipe.lr * (recipe.lr_end + (1 - recipe.lr_end) * left)
 
 
-def optimizer(recipe: Recipe, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
-    """Return the recipe's optimizer over those of `parameters` that require gradients; a CdlibError if none does."""
-    trained = [p for p in parameters if p.requires_grad]
-    if not trained:
+def optimizer(recipe: Recipe, model: nn.Module) -> torch.optim.Optimizer:
+    """Return the recipe's optimizer over the parameters of a network that require gradients.
+
+    Its parameter groups have `lr_scale`, by which their learning rate is multiplied. A CdlibError if nothing requires
+    gradients.
+    """
+    shifts = {id(m.bias) for m in model.modules() if isinstance(m, _NORMS)} if recipe.norm_bias_lr != 1 else set()
+    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+    for p in model.parameters():
+        if p.requires_grad:
+            key = (recipe.weight_decay if _decays(p) else 0.0, recipe.norm_bias_lr if id(p) in shifts else 1.0)
+            groups.setdefault(key, []).append(p)
+    if not groups:
         raise CdlibError("no parameter of the model requires a gradient, so there is nothing to train.")
-    groups = [
-        {"params": [p for p in trained if _decays(p)], "weight_decay": recipe.weight_decay},
-        {"params": [p for p in trained if not _decays(p)], "weight_decay": 0.0},
+    made = [
+        {"params": groups[key], "weight_decay": key[0], "lr_scale": key[1], "lr": recipe.lr * key[1]}
+        for key in sorted(groups, reverse=True)
     ]
-    groups = [group for group in groups if group["params"]]
     if recipe.optimizer == "sgd":
-        return torch.optim.SGD(groups, lr=recipe.lr, momentum=recipe.momentum, nesterov=recipe.momentum > 0)
-    return torch.optim.AdamW(groups, lr=recipe.lr, betas=(recipe.momentum, 0.999))
+        return torch.optim.SGD(made, lr=recipe.lr, momentum=recipe.momentum, nesterov=recipe.momentum > 0)
+    return torch.optim.AdamW(made, lr=recipe.lr, betas=(recipe.momentum, 0.999))
 
 
 def mixed(x: Tensor, share: float) -> Tensor:

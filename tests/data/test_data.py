@@ -23,6 +23,9 @@ from cdlib.data import image_folder as images
 from cdlib.data.image_folder import Arrays
 from cdlib.errors import CdlibError
 
+IMAGES = os.environ.get("CDLIB_DATA")
+"""The images of CIFAR-10, where they are at hand."""
+
 CIFAR10 = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 
 
@@ -206,6 +209,20 @@ def test_augmentation_is_pad_crop_and_flip(side: int, reach: int, flips: bool) -
     assert chi_square < len(counts) - 1 + 5 * (2 * (len(counts) - 1)) ** 0.5
 
 
+def test_alternating_flips_show_both_sides_in_any_two_epochs() -> None:
+    split = noise_dataset(200, flips=True).train
+    options = {"augment": True, "shift": 0, "alternate": True, "seed": 5}
+    seen = []
+    for epoch in range(3):
+        order = torch.cat([x for x, _ in data.batches(split, 50, seed=5, epoch=epoch)])
+        shown = torch.cat([x for x, _ in data.batches(split, 50, epoch=epoch, **options)])
+        whole, back = ((shown == x).flatten(1).all(1) for x in (order, order.flip(-1)))
+        assert torch.all(whole ^ back)
+        seen.append({x.numpy().tobytes(): bool(w) for x, w in zip(order, whole, strict=True)})
+    assert all(seen[0][x] != seen[1][x] and seen[0][x] == seen[2][x] for x in seen[0])
+    assert 60 < sum(seen[0].values()) < 120, "half of 180 by chance"
+
+
 @pytest.mark.parametrize("world", [2, 4])
 @pytest.mark.parametrize("drop_last", [False, True])
 def test_the_parts_of_all_processes_are_the_batches_of_one(world: int, drop_last: bool) -> None:
@@ -238,6 +255,7 @@ def test_a_gpu_makes_the_same_batches() -> None:
         ({"batch_size": 8, "rank": 2, "world": 2}, "rank must be from 0 to world - 1 = 1, not 2"),
         ({"batch_size": 9, "world": 2}, "batch_size 9 cannot be cut into 2 equal parts"),
         ({"batch_size": 8, "augment": True}, "give batches a seed"),
+        ({"batch_size": 8, "seed": 0, "shift": 8}, "shift=8: give a number of pixels from 0 to 7, or None"),
         ({"batch_size": 8, "seed": -1}, "seed=-1: give an integer of at least 0"),
         ({"batch_size": 8, "seed": 0, "epoch": -1}, "epoch=-1: give"),
         ({"batch_size": 8, "seed": 2**64}, f"seed={2**64}: give an integer of at most {2**63 - 1}"),
@@ -489,3 +507,36 @@ def test_bad_split_options(options: dict, message: str) -> None:
 def test_arrays_are_checked(train: Arrays, message: str) -> None:
     with pytest.raises(CdlibError, match=message):
         data.from_arrays("x", ("a", "b", "c"), train, noise(9), True)
+
+
+def test_the_sample_of_cifar10_ships() -> None:
+    dataset = data.load("cifar10-sample")
+    assert [len(s) for s in (dataset.train, dataset.validation, dataset.test)] == [1800, 200, 1000]
+    assert dataset.shape == (3, 32, 32)
+    assert all(torch.equal(s.labels.bincount(), torch.full((10,), len(s) // 10)) for s in (dataset.train, dataset.test))
+    assert dataset.train.flips
+    assert data.where("cifar10-sample").stat().st_size < 1_500_000
+    own = dataset.train.images.double().div(255)
+    apart = own.mean((0, 2, 3)) - torch.tensor(dataset.train.mean, dtype=torch.float64)
+    assert 0 < apart.abs().max() < 0.01, "normalised like the whole set, not like itself"
+
+
+@pytest.mark.skipif(IMAGES is None, reason="needs the images of CIFAR-10")
+def test_the_sample_is_of_cifar10(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CDLIB_DATA", str(IMAGES))
+    sample, whole = data.load("cifar10-sample", validation=0), data.load("cifar10", validation=0)
+    for part in ("train", "test"):
+        few, all_of_them = getattr(sample, part), getattr(whole, part)
+        known = {(x.numpy().tobytes(), int(y)) for x, y in zip(all_of_them.images, all_of_them.labels, strict=True)}
+        assert all((x.numpy().tobytes(), int(y)) in known for x, y in zip(few.images, few.labels, strict=True))
+
+
+@pytest.mark.parametrize("share", [0.0, 0.3, 0.999])
+def test_a_sample_that_is_cut_short_is_one_line(share: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = data.where("cifar10-sample").read_bytes()
+    file = tmp_path / "cifar10-sample.npz"
+    file.write_bytes(whole[: int(share * len(whole))])
+    monkeypatch.setattr("cdlib.data.sources.where", lambda name: file)
+    with pytest.raises(CdlibError, match="cifar10-sample.npz is damaged") as error:
+        data.load("cifar10-sample")
+    assert "\n" not in str(error.value)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import math
 import os
@@ -79,6 +80,30 @@ def test_learning_rate_by_hand() -> None:
     assert {step: learning_rate(recipe, step, 10) for step in rates} == pytest.approx(rates, rel=1e-12)
     assert learning_rate(Recipe(epochs=1, warmup_epochs=0), 0, 1) == 1e-3
     assert learning_rate(Recipe(epochs=1, warmup_epochs=1), 9, 10) == 1e-3
+
+
+def test_a_triangle_between_shares_by_hand() -> None:
+    recipe = Recipe(epochs=4, warmup_epochs=1, lr=0.8, decay="linear", lr_start=0.2, lr_end=0.1)
+    rates = {0: 0.8 * 0.28, 4: 0.8 * 0.6, 9: 0.8, 10: 0.8, 25: 0.8 * 0.55, 39: 0.8 * (0.1 + 0.9 / 30)}
+    assert {step: learning_rate(recipe, step, 10) for step in rates} == pytest.approx(rates, rel=1e-12)
+    cosine = Recipe(epochs=4, warmup_epochs=1, lr=0.8, lr_end=0.1)
+    assert learning_rate(cosine, 25, 10) == pytest.approx(0.8 * 0.55, rel=1e-12)
+
+
+def test_biases_of_norms_have_a_rate_of_their_own() -> None:
+    """After one step of plain SGD, each parameter has moved by its rate times its gradient."""
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(144, 10))
+    settings = {"epochs": 1, "optimizer": "sgd", "lr": 0.1, "momentum": 0.0, "weight_decay": 0.0, "warmup_epochs": 0}
+    recipe = Recipe(**settings, batch_size=1295, augment=False)
+    moved = {}
+    for scale in (1.0, 64.0):
+        copied = copy.deepcopy(net)
+        quiet_fit(copied, dataclasses.replace(recipe, norm_bias_lr=scale))
+        moved[scale] = {name: p - net.get_parameter(name) for name, p in copied.named_parameters()}
+    for name, one in moved[1.0].items():
+        torch.testing.assert_close(moved[64.0][name], one * (64 if name == "1.bias" else 1), rtol=2e-3, atol=1e-7)
+    assert moved[1.0]["1.bias"].abs().max() > 1e-4
 
 
 def test_fit_uses_that_rate_and_records_the_last_of_each_epoch(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -174,7 +199,7 @@ def test_only_tensors_with_several_numbers_per_channel_decay() -> None:
     names = {id(p): name for name, p in net.named_parameters()}
     decays = {
         names[id(p)]: group["weight_decay"]
-        for group in optimizer(Recipe(weight_decay=0.3), net.parameters()).param_groups
+        for group in optimizer(Recipe(weight_decay=0.3), net).param_groups
         for p in group["params"]
     }
     assert {name for name, value in decays.items() if value == 0.3} == {"depthwise.weight", "head.weight"}
@@ -384,7 +409,7 @@ AGAIN = ["step 3 of epoch 1", "before renaming checkpoint 1", "step 11 of epoch 
 
 def die_in_children(folder: Path) -> None:
     """Let a child be killed in each way, in a run of its own; then one run in the ways of `AGAIN`, in turn."""
-    optimizer(EVERYTHING, small_net().parameters())
+    optimizer(EVERYTHING, small_net())
     for name, how in [*((how, how) for how in DEATHS), *(("again", how) for how in AGAIN)]:
         child = os.fork()
         if child == 0:
@@ -554,6 +579,11 @@ def test_divergence_in_the_last_step_is_found_in_validation() -> None:
         ({"label_smoothing": 1.5}, "label_smoothing must be from 0 to below 1, not 1.5"),
         ({"warmup_epochs": 11}, "warmup_epochs must be at most epochs = 10, not 11"),
         ({"augment": 1}, "augment must be true or false, not 1"),
+        ({"decay": "linaer"}, "unknown decay 'linaer'; did you mean 'linear'"),
+        ({"flips": "never"}, "unknown flips 'never'"),
+        ({"shift": 1.5}, "shift must be a whole number of pixels, or None, not 1.5"),
+        ({"lr_end": 1.1}, "lr_end must be from 0 to 1, not 1.1"),
+        ({"norm_bias_lr": -1}, "norm_bias_lr must be a number from 0, not -1"),
     ],
 )
 def test_a_bad_recipe(settings: dict[str, Any], message: str) -> None:

@@ -1,0 +1,119 @@
+"""Trained networks that ship with the book: `keep` writes one into a file without pickles, `trained` reads it.
+
+A file is in the safetensors format: the tensors, those of two and more dimensions in float16, and a text that says in
+JSON what the network is (`Card`). It is the artefact of a record, whose key the card has.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from cdlib import files
+from cdlib.errors import CdlibError, unknown
+from cdlib.models.by_name import build
+from cdlib.text import one_line
+
+CARD = "cdlib_card"
+"""The attribute of a network read by `trained` that holds its `Card`."""
+
+
+@dataclass(frozen=True)
+class Card:
+    """What a trained network is and takes.
+
+    Attributes
+    ----------
+    name : str
+        Under which it ships.
+    model, options : str and dict
+        What `cdlib.models.build` builds it by.
+    classes : list of str
+        In the order of its outputs.
+    shape : list of int
+        Of an image: channels, height, width.
+    mean, std : list of float
+        By channel, what images in 0..1 are normalised with.
+    data : str
+        The data set it was trained on.
+    record : str
+        The key of its record under ``results/networks/``.
+    accuracy : float
+        On the test split, of the weights in the file.
+    """
+
+    name: str
+    model: str
+    options: dict[str, Any]
+    classes: list[str]
+    shape: list[int]
+    mean: list[float]
+    std: list[float]
+    data: str
+    record: str
+    accuracy: float
+
+
+def rounded(model: nn.Module) -> None:
+    """Round the parameters of two and more dimensions to float16, in place, as they are stored."""
+    with torch.no_grad():
+        for tensor in model.parameters():
+            tensor.copy_(_stored(tensor))
+
+
+def keep(model: nn.Module, card: Card, file: Path) -> None:
+    """Write a network and its card into a file; a file that is there is replaced."""
+    from safetensors.torch import save
+
+    tensors = {name: _stored(tensor).contiguous() for name, tensor in model.state_dict().items()}
+    with files.atomic(file) as out:
+        out.write(save(tensors, {"card": json.dumps(asdict(card))}))
+
+
+def trained(name: str, folder: Path | None = None) -> nn.Module:
+    """Return a network that ships with the book, trained, in evaluation mode.
+
+    Parameters
+    ----------
+    name : str
+        One of the files in the folder, without its ending.
+    folder : Path, optional
+        By default ``results/networks`` of the checkout around the current folder, or else of that of this file.
+
+    Returns
+    -------
+    nn.Module
+        float32; its `Card` is the attribute `CARD`.
+
+    Raises
+    ------
+    CdlibError
+        If there is no such network, or its file is damaged.
+    """
+    from safetensors import safe_open
+
+    place = folder or (files.checkout() or Path(__file__).parents[2]) / "results" / "networks"
+    file = place / f"{name}.safetensors"
+    if not file.is_file():
+        raise unknown("trained network", name, sorted(path.stem for path in place.glob("*.safetensors")))
+    try:
+        with safe_open(file, "pt") as held:
+            card = Card(**json.loads(held.metadata()["card"]))
+            tensors = {key: held.get_tensor(key) for key in held.keys()}  # noqa: SIM118
+    except Exception as error:
+        raise CdlibError(f"{file} is damaged ({one_line(error)}): restore it from version control.") from error
+    model = build(card.model, len(card.classes), **card.options)
+    model.load_state_dict(
+        {key: value.float() if value.is_floating_point() else value for key, value in tensors.items()}
+    )
+    setattr(model, CARD, card)
+    return model.eval()
+
+
+def _stored(tensor: Tensor) -> Tensor:
+    return tensor.half() if tensor.dim() > 1 and tensor.is_floating_point() else tensor

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from cdlib import data, models, pruning, report, train
 from cdlib.complexity import profile
 from cdlib.data import Dataset
-from cdlib.errors import CdlibError, check_choice
+from cdlib.errors import CdlibError, check_choice, unknown
 from cdlib.grouping import Groups, find_groups
 from cdlib.serialization import FORMS, encode
 from cdlib.study import store
@@ -142,6 +142,8 @@ class _Job:
 def _dense(job: _Job, method: dict[str, Any]) -> dict[str, Any]:
     """The dense network, with further training if asked: what methods that train further are compared with."""
     further = job.recipe.changed(method.pop("fine_tune")) if "fine_tune" in method else None
+    for option in method:
+        raise unknown("option:", option, ["fine_tune"])
     job.start_trained()
     if further:
         job.fit(job.dense, further)
@@ -151,6 +153,8 @@ def _dense(job: _Job, method: dict[str, Any]) -> dict[str, Any]:
 def _switched_off(job: _Job, method: dict[str, Any]) -> dict[str, Any]:
     """The trained dense network with all parameters of a name at zero, to see whether it needs what they scale."""
     name = _taken(method, "parameter")
+    for option in method:
+        raise unknown("option:", option, ["parameter"])
     check_choice("parameter", name, {path.rpartition(".")[2] for path, _ in job.dense.named_parameters()})
     job.start_trained()
     job.model = copied(job.dense)

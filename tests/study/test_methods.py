@@ -181,6 +181,8 @@ def test_the_sweep_has_the_methods_at_all_their_targets() -> None:
         ("ranking", {"fine_tune": {"epoch": 3}}, "field of a recipe: 'epoch'.*did you mean 'epochs'"),
         ("unstructured", {"conv": 1.5}, "conv=1.5"),
         ("dense", {"fine_tune": {"epochs": -1}}, "epochs"),
+        ("dense", {"fine_tone": {"epochs": 1}}, "option: 'fine_tone'.*did you mean 'fine_tune'"),
+        ("switched_off", {"parameter": "weight", "targt": 1}, "option: 'targt'"),
         ("uniform_width", {"stpe": 2}, "option: 'stpe'.*did you mean 'step'"),
         ("hesso", {"period": 2}, "option: 'period'.*did you mean 'periods'"),
     ],

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from cdlib.models.architectures import BOOK, reinitialised, set_stem, whiten
+from cdlib.models.architectures import BOOK, reinitialised, set_stem
 from cdlib.models.by_name import RECIPE, build, fresh, names, options
 from cdlib.models.shipped import CARD, Card, keep, rounded, trained
 from cdlib.models.state_dicts import load_weights
+from cdlib.models.whitening import whiten
 
 __all__ = [
     "BOOK",

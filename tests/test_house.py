@@ -75,3 +75,26 @@ def test_faces_have_what_they_list() -> None:
     for name in ["cdlib", *(f"cdlib.{room}" for room in ROOMS)]:
         face = importlib.import_module(name)
         assert [item for item in face.__all__ if not hasattr(face, item)] == []
+
+
+def lines(*folders: str) -> int:
+    """Lines of the Python files in folders, docstrings and blank ones included."""
+    files = [path for folder in folders for path in (ROOT / folder).rglob("*.py")]
+    return sum(len(path.read_text(encoding="utf-8").splitlines()) for path in files)
+
+
+@pytest.mark.parametrize(
+    "path", [p for p in MODULES if p.parent.name != "benchmarks"], ids=lambda path: str(path.relative_to(ROOT))
+)
+def test_a_file_is_read_in_one_sitting(path: Path) -> None:
+    assert len(path.read_text(encoding="utf-8").splitlines()) <= 300
+
+
+def test_the_package_stays_small_enough_to_read() -> None:
+    """What CONTRIBUTING allows. Whoever needs more gives the reason there."""
+    new = {room: lines(f"cdlib/{room}") for room in ("quantization", "edge", "lowrank", "distill")}
+    assert new["quantization"] <= 1000
+    assert new["edge"] <= 1000
+    assert new["lowrank"] + new["distill"] <= 1000
+    assert lines("cdlib/study") <= 2000
+    assert lines("cdlib", "bookbuild") - sum(new.values()) <= 15_500

@@ -105,14 +105,13 @@ class Guesses:
         if op is None or op.module != name:
             return False
         kind = type(self._model.get_submodule(name))
-        alike = {path for path, module in self._model.named_modules() if type(module) is kind}
-        ops: dict[str, list[Op]] = {path: [] for path in alike}
+        ops: dict[str, list[Op]] = {path: [] for path, m in self._model.named_modules() if type(m) is kind}
         for each in prediction.graph.ops:
-            if each.module in alike:
+            if each.module in ops:
                 ops[each.module].append(each)
         place = ops[name].index(op)
         changed = False
-        for path in sorted(alike, key=name.__ne__):
+        for path in sorted(ops, key=name.__ne__):
             if place < len(ops[path]) and ops[path][place].target is op.target:
                 changed |= self._change(path, _new_numbers(ops[path][place], prediction)) and path == name
             if not changed:

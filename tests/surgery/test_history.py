@@ -86,3 +86,27 @@ def test_a_removal_that_rewrote_code_stands_alone(tmp_path: Path) -> None:
     assert history.slices(entries[0])["0.weight", 0].tolist() == [1, 2]
     cdlib.save(small, tmp_path / "small.cdlib")
     assert torch.equal(cdlib.load(tmp_path / "small.cdlib", fresh)(X), small(X))
+
+
+class Halves(nn.Module):
+    """Its code splits by a number that it keeps."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.c, self.conv = 4, nn.Conv2d(8, 8, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        one, other = self.conv(x).split((self.c, self.c), 1)
+        return torch.cat([one, other.relu()], 1)
+
+
+def test_attributes_are_noted_in_the_order_of_the_network() -> None:
+    """Not in that of a set, which is another one under every hash seed, and would stand in the file."""
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(3, 8, 1), *(Halves() for _ in range(7)), nn.Conv2d(8, 2, 1))
+    x = torch.randn(1, 3, 4, 4)
+    groups = cdlib.find_groups(net, x)
+    drop = {g.name: [0, g.size - 1] if g.size == 8 else [0] for g in groups.prunable}
+    small = cdlib.remove(net, groups, drop)
+    (entry,) = getattr(small, history.HISTORY)
+    assert list(history.from_json(entry["attributes"])) == [str(k) for k in range(1, 8)]

@@ -25,38 +25,18 @@ CARD = "cdlib_card"
 
 @dataclass(frozen=True)
 class Card:
-    """What a trained network is and takes.
+    """What a trained network is and takes."""
 
-    Attributes
-    ----------
-    name : str
-        Under which it ships.
-    model, options : str and dict
-        What `cdlib.models.build` builds it by.
-    classes : list of str
-        In the order of its outputs.
-    shape : list of int
-        Of an image: channels, height, width.
-    mean, std : list of float
-        By channel, what images in 0..1 are normalised with.
-    data : str
-        The data set it was trained on.
-    record : str
-        The key of its record under ``results/networks/``.
-    accuracy : float
-        On the test split, of the weights in the file.
-    """
-
-    name: str
-    model: str
-    options: dict[str, Any]
-    classes: list[str]
-    shape: list[int]
-    mean: list[float]
-    std: list[float]
-    data: str
-    record: str
-    accuracy: float
+    name: str  #: Under which it ships.
+    model: str  #: What `cdlib.models.build` builds it by,
+    options: dict[str, Any]  #: with these options.
+    classes: list[str]  #: In the order of its outputs.
+    shape: list[int]  #: Of an image, as channels, height and width.
+    mean: list[float]  #: By channel, what is taken off images in 0..1,
+    std: list[float]  #: and what they are divided by then.
+    data: str  #: The data set it was trained on.
+    record: str  #: The key of its record under ``results/networks/``.
+    accuracy: float  #: On the test split, of the weights in the file.
 
 
 def rounded(model: nn.Module) -> None:

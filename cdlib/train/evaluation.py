@@ -18,24 +18,12 @@ from cdlib.torch_state import check_numbers, device_of
 
 @dataclass(frozen=True, eq=False)
 class Evaluation:
-    """How good a model is on a split.
+    """How good a model is on a split."""
 
-    Attributes
-    ----------
-    accuracy : float
-        Share of images whose largest output is at their label, 0..1.
-    loss : float
-        Mean cross-entropy in nats.
-    correct : Tensor, bool [N], on the CPU
-        Image by image, in the order of the split.
-    n : int
-        Number of images.
-    """
-
-    accuracy: float
-    loss: float
-    correct: Tensor
-    n: int
+    accuracy: float  #: Share of images whose largest output is at their label, 0..1.
+    loss: float  #: Mean cross-entropy in nats.
+    correct: Tensor  #: bool [N], on the CPU, image by image in the order of the split.
+    n: int  #: Number of images.
 
 
 def evaluate(model: nn.Module, split: Split, *, batch_size: int = 1000) -> Evaluation:
@@ -52,10 +40,6 @@ def evaluate(model: nn.Module, split: Split, *, batch_size: int = 1000) -> Evalu
         Moved to the model's device if it is elsewhere.
     batch_size : int, default 1000
         Images at a time; it decides about memory and speed, not about the result (up to rounding).
-
-    Returns
-    -------
-    Evaluation
 
     Raises
     ------

@@ -25,22 +25,13 @@ from cdlib.train.recipe import Recipe
 
 @dataclass(frozen=True, eq=False)
 class Fit:
-    """A finished training run.
+    """A finished training run."""
 
-    Attributes
-    ----------
-    model : nn.Module
-        The model given, trained, in evaluation mode and on the device it came from.
-    history : DataFrame
-        A row per epoch: epoch (from 1), lr (of its last step), train_loss (mean over its steps, with smoothing and
-        mixup), validation_loss, validation_accuracy (0..1; NaN without a validation split), seconds.
-    seconds : float
-        Sum over the epochs, those before an interruption included.
-    """
-
-    model: nn.Module
+    model: nn.Module  #: The model given, trained, in evaluation mode and on the device it came from.
     history: pd.DataFrame
-    seconds: float
+    """A row per epoch, with epoch (from 1), lr (of its last step), train_loss (mean over its steps, with smoothing and
+    mixup), validation_loss, validation_accuracy (0..1; NaN without a validation split) and seconds."""
+    seconds: float  #: Sum over the epochs, those before an interruption included.
 
 
 def fit(
@@ -82,10 +73,6 @@ def fit(
         Called with the recipe's optimizer, over the parameters where they are trained; returns the one to train with,
         for example `cdlib.pruning.hesso` over it. Leave `ema` at 0 then: an average of weights is not zero where they
         have become so.
-
-    Returns
-    -------
-    Fit
 
     Raises
     ------

@@ -88,9 +88,7 @@ def trained(name: str, folder: Path | None = None) -> nn.Module:
     except Exception as error:
         raise CdlibError(f"{file} is damaged ({one_line(error)}): restore it from version control.") from error
     model = build(card.model, len(card.classes), **card.options)
-    model.load_state_dict(
-        {key: value.float() if value.is_floating_point() else value for key, value in tensors.items()}
-    )
+    model.load_state_dict(tensors)  # into float32
     setattr(model, CARD, card)
     return model.eval()
 

@@ -21,9 +21,9 @@ def plain_cnn(
     """The plain network that trains fastest: three pairs of 3x3 convolutions behind a layer that whitens (0.13 M).
 
     The family of the CIFAR-10 speed runs (Jordan 2024, arXiv:2404.00498, section 3): a `Whitening` that is not trained;
-    in each pair convolution, max pooling, batch norm, GELU, convolution,
-    batch norm, GELU; the largest value of each map; a linear layer whose result is divided by 9. Convolutions hand on
-    their first inputs unchanged at first (Dirac). Its smallest input is 9x9.
+    in each pair convolution, max pooling, batch norm, GELU, convolution, batch norm, GELU; the largest value of each
+    map; a linear layer whose result is divided by 9. Convolutions hand on their first inputs unchanged at first
+    (Dirac). Its smallest input is 9x9.
 
     Parameters
     ----------

@@ -82,6 +82,12 @@ def _check_options(function: Callable[..., Any], given: Iterable[str]) -> None:
         check_choice("option:", name, inspect.signature(function).parameters)
 
 
+def training_macs(model: nn.Module, dataset: Dataset, recipe: Recipe) -> int:
+    """Return the MACs of training a network by a recipe, a step counting three forward passes."""
+    images = recipe.epochs * (len(dataset.train) // recipe.batch_size) * recipe.batch_size
+    return 3 * profile(model, dataset.test.input(1)).macs * images
+
+
 class _Job:
     """A run: the network as it becomes smaller, what training it cost, and the dense network beside it."""
 
@@ -112,8 +118,7 @@ class _Job:
         """Train a network in place, and count what it cost."""
         file = checkpoint or self.workdir / "checkpoint.pt"
         fitted = train.fit(model, self.dataset, recipe, seed=self.seed, checkpoint=file, progress=False, **hooks)
-        images = recipe.epochs * (len(self.dataset.train) // recipe.batch_size) * recipe.batch_size
-        self.macs += 3 * profile(model, self.example).macs * images
+        self.macs += training_macs(model, self.dataset, recipe)
         self.seconds += fitted.seconds
         self.validation = float(fitted.history["validation_accuracy"].iloc[-1])
 

@@ -8,9 +8,9 @@ from typing import Any
 import torch
 
 from cdlib import data, models, train
-from cdlib.complexity import profile
 from cdlib.report import measure
 from cdlib.study import store
+from cdlib.study.methods import training_macs
 from cdlib.train import Recipe
 
 EXPERIMENT = "networks"
@@ -42,7 +42,6 @@ def train_network(parameters: dict[str, Any], seed: int, workdir: Path) -> dict[
     fitted = train.fit(network, dataset, recipe, seed=seed, checkpoint=file, progress=False)
     models.rounded(network)
     measured = measure({"network": network}, dataset.test, runs=parameters["runs"])["network"].quantities()
-    images = recipe.epochs * (len(dataset.train) // recipe.batch_size) * recipe.batch_size
     if name := parameters.get("name"):
         card = models.Card(
             name=name,
@@ -61,7 +60,7 @@ def train_network(parameters: dict[str, Any], seed: int, workdir: Path) -> dict[
         **measured,
         "curve": [round(accuracy, 4) for accuracy in fitted.history["validation_accuracy"]],
         "train_s": round(fitted.seconds, 1),
-        "train_macs": 3 * profile(network, dataset.test.input(1)).macs * images,
+        "train_macs": training_macs(network, dataset, recipe),
         "threads": torch.get_num_threads(),
         "fingerprint": dataset.fingerprint,
     }

@@ -101,8 +101,7 @@ class Rewritten(nn.Module):
             self._qkv_same_embed_dim = False  # else PyTorch's transformer layers pass by it, to a fused kernel
         self.training = original.training
         self.stands_for = getattr(original, "stands_for", type(original).__name__)
-        self.takes, self.shapes = takes, takes.shapes
-        self.code, self.training_code, self.why_not = code, "", ""
+        self.takes, self.code, self.training_code, self.why_not = takes, code, "", ""
         self.types = dict(types or {})
         self._run = _function(code, self.types)
         self._run_in_training: Callable[..., Any] | None = None
@@ -129,7 +128,7 @@ class Rewritten(nn.Module):
 
     def extra_repr(self) -> str:
         """What it stands for and for which sizes."""
-        shapes = ("x".join("N" if isinstance(n, PerSample) else str(n) for n in shape) for shape in self.shapes)
+        shapes = ("x".join("N" if isinstance(n, PerSample) else str(n) for n in shape) for shape in self.takes.shapes)
         return f"in place of {self.stands_for}, for inputs of {', '.join(shapes)}"
 
     def train(self, mode: bool = True) -> Rewritten:
@@ -181,12 +180,13 @@ class Rewritten(nn.Module):
 
     def _samples(self, shapes: list[tuple[int, ...]]) -> int:
         samples = 1
-        for given, shape in zip(shapes, self.shapes, strict=False):
+        for given, shape in zip(shapes, self.takes.shapes, strict=False):
             for size, want in zip(given, shape, strict=False):
                 if isinstance(want, PerSample):
                     samples = (size - want.fixed) // want.each
         fits = [
-            tuple(n.fixed + n.each * samples if isinstance(n, PerSample) else n for n in shape) for shape in self.shapes
+            tuple(n.fixed + n.each * samples if isinstance(n, PerSample) else n for n in shape)
+            for shape in self.takes.shapes
         ]
         if not torch.jit.is_tracing() and shapes != fits:  # type: ignore[attr-defined]
             raise CdlibError(

@@ -71,6 +71,11 @@ def test_no_file_hides_a_function_of_its_face() -> None:
         assert not {name for name in files.intersection(face.__all__) if callable(getattr(face, name))}
 
 
+def test_test_files_have_names_of_their_own() -> None:
+    names = [path.name for path in (ROOT / "tests").rglob("*.py") if path.name != "conftest.py"]
+    assert sorted({name for name in names if names.count(name) > 1}) == []  # pytest imports them by these
+
+
 def test_faces_have_what_they_list() -> None:
     for name in ["cdlib", *(f"cdlib.{room}" for room in ROOMS)]:
         face = importlib.import_module(name)

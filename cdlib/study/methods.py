@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from cdlib import data, models, pruning, report, train
 from cdlib.complexity import profile
 from cdlib.data import Dataset
-from cdlib.errors import CdlibError, check_choice, unknown
+from cdlib.errors import CdlibError, check_choice
 from cdlib.grouping import Groups, find_groups
 from cdlib.serialization import FORMS, encode
 from cdlib.study import store
@@ -64,7 +64,7 @@ def prune_and_train(parameters: dict[str, Any], seed: int, workdir: Path) -> dic
     method = dict(parameters["method"])
     name = _taken(method, "name")
     check_choice("method", name, METHODS)
-    job = _Job(parameters, seed, workdir)
+    job = Job(parameters, seed, workdir)
     extra = _RUNS[name](job, method)
     return {**job.measured(), **extra}
 
@@ -76,19 +76,13 @@ def _taken(given: dict[str, Any], key: str) -> Any:
     return given.pop(key)
 
 
-def _check_options(function: Callable[..., Any], given: Iterable[str]) -> None:
-    """Raise unless a function takes arguments of these names."""
+def _check_options(known: Callable[..., Any] | Iterable[str], given: Iterable[str]) -> None:
+    """Raise unless the options given are among the known ones, or are arguments of a function."""
     for name in given:
-        check_choice("option:", name, inspect.signature(function).parameters)
+        check_choice("option:", name, inspect.signature(known).parameters if callable(known) else known)
 
 
-def training_macs(model: nn.Module, dataset: Dataset, recipe: Recipe) -> int:
-    """Return the MACs of training a network by a recipe, a step counting three forward passes."""
-    images = recipe.epochs * (len(dataset.train) // recipe.batch_size) * recipe.batch_size
-    return 3 * profile(model, dataset.test.input(1)).macs * images
-
-
-class _Job:
+class Job:
     """A run: the network as it becomes smaller, what training it cost, and the dense network beside it."""
 
     def __init__(self, parameters: dict[str, Any], seed: int, workdir: Path) -> None:
@@ -114,13 +108,15 @@ class _Job:
             self.fit(self.dense, self.recipe, file)
         self.trained = True
 
-    def fit(self, model: nn.Module, recipe: Recipe, checkpoint: Path | None = None, **hooks: Any) -> None:
+    def fit(self, model: nn.Module, recipe: Recipe, checkpoint: Path | None = None, **hooks: Any) -> train.Fit:
         """Train a network in place, and count what it cost."""
         file = checkpoint or self.workdir / "checkpoint.pt"
         fitted = train.fit(model, self.dataset, recipe, seed=self.seed, checkpoint=file, progress=False, **hooks)
-        self.macs += training_macs(model, self.dataset, recipe)
+        images = recipe.epochs * (len(self.dataset.train) // recipe.batch_size) * recipe.batch_size
+        self.macs += 3 * profile(model, self.example).macs * images  # a step counts three forward passes
         self.seconds += fitted.seconds
         self.validation = float(fitted.history["validation_accuracy"].iloc[-1])
+        return fitted
 
     def measured(self) -> dict[str, Any]:
         """What is recorded of every method."""
@@ -133,9 +129,15 @@ class _Job:
             **taken["small"].quantities(),
             **{f"dense_{key}": value for key, value in dense.items()},
             "widths": {group.name: group.size for group in find_groups(self.model, self.example).prunable},
+            "validation_accuracy": self.validation,
+            **self.spent(),
+        }
+
+    def spent(self) -> dict[str, Any]:
+        """What all training took, and of which data."""
+        return {
             "train_s": round(self.seconds, 1),
             "train_macs": self.macs,
-            "validation_accuracy": self.validation,
             "threads": torch.get_num_threads(),
             "fingerprint": self.dataset.fingerprint,
         }
@@ -144,22 +146,20 @@ class _Job:
 # What each method does with a run; it returns what it adds to the metrics.
 
 
-def _dense(job: _Job, method: dict[str, Any]) -> dict[str, Any]:
+def _dense(job: Job, method: dict[str, Any]) -> dict[str, Any]:
     """The dense network, with further training if asked: what methods that train further are compared with."""
     further = job.recipe.changed(method.pop("fine_tune")) if "fine_tune" in method else None
-    for option in method:
-        raise unknown("option:", option, ["fine_tune"])
+    _check_options(["fine_tune"], method)
     job.start_trained()
     if further:
         job.fit(job.dense, further)
     return {}
 
 
-def _switched_off(job: _Job, method: dict[str, Any]) -> dict[str, Any]:
+def _switched_off(job: Job, method: dict[str, Any]) -> dict[str, Any]:
     """The trained dense network with all parameters of a name at zero, to see whether it needs what they scale."""
     name = _taken(method, "parameter")
-    for option in method:
-        raise unknown("option:", option, ["parameter"])
+    _check_options(["parameter"], method)
     check_choice("parameter", name, {path.rpartition(".")[2] for path, _ in job.dense.named_parameters()})
     job.start_trained()
     job.model = copied(job.dense)
@@ -170,7 +170,7 @@ def _switched_off(job: _Job, method: dict[str, Any]) -> dict[str, Any]:
     return {}
 
 
-def _widths(function: Callable[..., nn.Module], job: _Job, method: dict[str, Any]) -> dict[str, Any]:
+def _widths(function: Callable[..., nn.Module], job: Job, method: dict[str, Any]) -> dict[str, Any]:
     """Widths that are chosen before any training."""
     budget = method.pop("budget", None)
     if budget is not None:
@@ -187,7 +187,7 @@ def _widths(function: Callable[..., nn.Module], job: _Job, method: dict[str, Any
 
 
 def _after_training(
-    function: Callable[..., nn.Module], job: _Job, on: Any, method: dict[str, Any]
+    function: Callable[..., nn.Module], job: Job, on: Any, method: dict[str, Any]
 ) -> tuple[nn.Module, dict[str, Any]]:
     """Train, prune and train again; returns the network, and its accuracy before the latter for the metrics."""
     recipe = job.recipe.changed(_taken(method, "fine_tune"))
@@ -200,12 +200,12 @@ def _after_training(
     return pruned, {"accuracy_before_tuning": before}
 
 
-def _ranking(job: _Job, method: dict[str, Any]) -> dict[str, Any]:
+def _ranking(job: Job, method: dict[str, Any]) -> dict[str, Any]:
     job.model, extra = _after_training(pruning.ranking, job, job.groups(method), method)
     return extra
 
 
-def _unstructured(job: _Job, method: dict[str, Any]) -> dict[str, Any]:
+def _unstructured(job: Job, method: dict[str, Any]) -> dict[str, Any]:
     masked, extra = _after_training(pruning.unstructured, job, job.example, method)
     job.model = pruning.permanent(masked)
     for name, network in (("storage", job.model), ("dense_storage", job.dense)):
@@ -213,7 +213,7 @@ def _unstructured(job: _Job, method: dict[str, Any]) -> dict[str, Any]:
     return extra
 
 
-def _joint(function: Callable[..., Any], job: _Job, method: dict[str, Any]) -> dict[str, Any]:
+def _joint(function: Callable[..., Any], job: Job, method: dict[str, Any]) -> dict[str, Any]:
     """Pruned while it is trained; `start_epochs` and `prune_epochs` are the method's steps in epochs."""
     a_epoch = len(job.dataset.train) // job.recipe.batch_size
     method["start"], method["steps"] = (_taken(method, key) * a_epoch for key in ("start_epochs", "prune_epochs"))
@@ -239,7 +239,7 @@ def _joint(function: Callable[..., Any], job: _Job, method: dict[str, Any]) -> d
     }
 
 
-_RUNS: dict[str, Callable[[_Job, dict[str, Any]], dict[str, Any]]] = {
+_RUNS: dict[str, Callable[[Job, dict[str, Any]], dict[str, Any]]] = {
     "dense": _dense,
     "switched_off": _switched_off,
     "complexity_driven": partial(_widths, pruning.complexity_driven),

@@ -5,13 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from cdlib import data, models, train
+from cdlib import models
 from cdlib.report import measure
 from cdlib.study import store
-from cdlib.study.methods import training_macs
-from cdlib.train import Recipe
+from cdlib.study.methods import Job
 
 EXPERIMENT = "networks"
 
@@ -35,32 +32,26 @@ def train_network(parameters: dict[str, Any], seed: int, workdir: Path) -> dict[
         The quantities of `cdlib.report`, of the network as stored; `curve`: the validation accuracy after each epoch;
         `train_s`, `train_macs` (a step counts three forward passes), `threads`, `fingerprint`.
     """
-    recipe, dataset = Recipe().changed(parameters["recipe"]), data.load(parameters["data"])
-    network = models.build(parameters["model"], len(dataset.classes), **parameters["options"])
-    models.whiten(network, dataset.train.input(min(5000, len(dataset.train))))
-    file = workdir / "checkpoint.pt"
-    fitted = train.fit(network, dataset, recipe, seed=seed, checkpoint=file, progress=False)
-    models.rounded(network)
-    measured = measure({"network": network}, dataset.test, runs=parameters["runs"])["network"].quantities()
+    job = Job(parameters, seed, workdir)
+    fitted = job.fit(job.dense, job.recipe)
+    models.rounded(job.dense)
+    measured = measure({"network": job.dense}, job.dataset.test, runs=parameters["runs"])["network"].quantities()
     if name := parameters.get("name"):
         card = models.Card(
             name=name,
             model=parameters["model"],
             options=parameters["options"],
-            classes=list(dataset.classes),
-            shape=list(dataset.shape),
-            mean=list(dataset.train.mean),
-            std=list(dataset.train.std),
-            data=dataset.name,
+            classes=list(job.dataset.classes),
+            shape=list(job.dataset.shape),
+            mean=list(job.dataset.train.mean),
+            std=list(job.dataset.train.std),
+            data=job.dataset.name,
             record=store.key(EXPERIMENT, parameters, seed),
             accuracy=measured["accuracy"],
         )
-        models.keep(network, card, store.folder() / EXPERIMENT / f"{name}.safetensors")
+        models.keep(job.dense, card, store.folder() / EXPERIMENT / f"{name}.safetensors")
     return {
         **measured,
         "curve": [round(accuracy, 4) for accuracy in fitted.history["validation_accuracy"]],
-        "train_s": round(fitted.seconds, 1),
-        "train_macs": training_macs(network, dataset, recipe),
-        "threads": torch.get_num_threads(),
-        "fingerprint": dataset.fingerprint,
+        **job.spent(),
     }

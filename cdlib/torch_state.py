@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -9,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from cdlib.errors import CdlibError
+from cdlib.text import one_line
 
 
 def check_module(model: Any, name: str = "model") -> nn.Module:
@@ -24,6 +26,20 @@ def check_network(model: Any) -> nn.Module:
     if scripted or hasattr(model, "_orig_mod"):
         raise CdlibError(f"{type(model).__name__} is compiled: pass the Python network that it was made from.")
     return model
+
+
+def copied(model: nn.Module) -> nn.Module:
+    """Return a deep copy of a network; a CdlibError if it cannot be copied.
+
+    Weights that its hooks compute (masks, weight norm) are detached in the copy.
+    """
+    computed = [
+        t for module in model.modules() for t in vars(module).values() if isinstance(t, Tensor) and not t.is_leaf
+    ]
+    try:
+        return copy.deepcopy(model, {id(t): t.detach().clone() for t in computed})
+    except Exception as error:
+        raise CdlibError(f"{type(model).__name__} cannot be copied ({one_line(error)}).") from error
 
 
 def check_shapes(model: nn.Module) -> None:

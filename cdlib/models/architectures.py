@@ -8,7 +8,6 @@ are left to `cdlib.models`.
 
 from __future__ import annotations
 
-import copy
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -19,6 +18,7 @@ from torch import nn
 
 from cdlib.errors import CdlibError, check_seed, check_share
 from cdlib.models.whitening import plain_cnn
+from cdlib.torch_state import copied
 
 # The stem's stride -> (kernel, padding). 4 is the published patch stem; 2 and 1 keep more of a small image.
 STEMS = {4: (4, 0), 2: (3, 1), 1: (3, 1)}
@@ -188,7 +188,7 @@ def reinitialised(model: nn.Module, seed: int, mode: Literal["fan_in", "fan_out"
     He et al. (2015), arXiv:1502.01852.
     """
     check_seed(seed)
-    network = copy.deepcopy(model)
+    network = copied(model)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         for module in network.modules():

@@ -16,9 +16,8 @@ from torch.nn import functional as F
 from cdlib.data import Split, batches
 from cdlib.errors import CdlibError, check_choice, check_share
 from cdlib.grouping import Group
-from cdlib.surgery import copied
 from cdlib.text import digest
-from cdlib.torch_state import device_of, mask_name, tensors_of
+from cdlib.torch_state import copied, device_of, mask_name, tensors_of
 from cdlib.train import logits_of
 
 

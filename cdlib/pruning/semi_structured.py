@@ -10,7 +10,7 @@ from torch import nn
 from cdlib.graph import ExampleInput, capture
 from cdlib.grouping import check
 from cdlib.pruning.weight_masks import layers_of, magnitudes, put_on
-from cdlib.surgery import copied
+from cdlib.torch_state import copied
 
 
 def two_to_four(model: nn.Module, example_input: ExampleInput | None = None) -> nn.Module:

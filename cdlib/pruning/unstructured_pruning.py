@@ -21,8 +21,7 @@ from cdlib.graph import ExampleInput, capture
 from cdlib.grouping import check
 from cdlib.pruning.saliency import generator
 from cdlib.pruning.weight_masks import KINDS, layers_of, magnitudes, masks_of, put_on, take_off
-from cdlib.surgery import copied
-from cdlib.torch_state import check_network, check_numbers
+from cdlib.torch_state import check_network, check_numbers, copied
 
 CRITERIA = ("l1", "random")
 SCOPES = ("local", "global")

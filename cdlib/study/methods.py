@@ -24,7 +24,8 @@ from cdlib.grouping import Groups, find_groups
 from cdlib.serialization import FORMS, encode
 from cdlib.study import store
 from cdlib.study.runs import alone
-from cdlib.surgery import copied, remove
+from cdlib.surgery import remove
+from cdlib.torch_state import copied
 from cdlib.train import Recipe
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from cdlib.surgery.exactness import Exactness, check_exact, difference, random_like, randomised
 from cdlib.surgery.history import HISTORY, from_json, is_complete, to_json
 from cdlib.surgery.masked_reference import masked
-from cdlib.surgery.removal import copied, cut, remove, replay, rewritten, slices_of, zero
+from cdlib.surgery.removal import cut, remove, replay, rewritten, slices_of, zero
 from cdlib.surgery.rewriting.module import Rewritten
 
 __all__ = [
@@ -13,7 +13,6 @@ __all__ = [
     "Exactness",
     "Rewritten",
     "check_exact",
-    "copied",
     "cut",
     "difference",
     "from_json",

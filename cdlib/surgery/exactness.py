@@ -27,6 +27,7 @@ from cdlib.graph import ExampleInput, Inputs, tensors
 from cdlib.grouping import Drop, Groups, check_groups, find_again
 from cdlib.surgery import removal
 from cdlib.surgery.masked_reference import OtherCourse, masked
+from cdlib.torch_state import copied
 
 
 @dataclass(frozen=True)
@@ -179,7 +180,7 @@ def randomised(
         Of the copy's floating-point tensors.
     """
     check_seed(seed)
-    copy = removal.copied(model).to(dtype).eval()
+    copy = copied(model).to(dtype).eval()
     rng = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, tensor in copy.named_parameters():

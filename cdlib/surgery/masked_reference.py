@@ -19,7 +19,8 @@ from cdlib.errors import CdlibError
 from cdlib.graph import ExampleInput, Inputs, Op, Value, in_mode, map_tensors, tensors
 from cdlib.grouping import Drop, Groups, check_groups
 from cdlib.surgery.prediction import Prediction, gone
-from cdlib.surgery.removal import copied, set_to_zero, slices_of
+from cdlib.surgery.removal import set_to_zero, slices_of
+from cdlib.torch_state import copied
 
 
 def masked(

@@ -8,12 +8,11 @@ recorded operators. So a network comes out that computes what it should, or an e
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Iterable, Mapping
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from cdlib.errors import CdlibError
 from cdlib.graph import run
@@ -23,8 +22,7 @@ from cdlib.surgery.attributes import Guesses, adjust, own_tensors
 from cdlib.surgery.prediction import Prediction, first_difference, gone
 from cdlib.surgery.rewriting.module import Rewritten
 from cdlib.surgery.rewriting.rewriter import Rewriter
-from cdlib.text import one_line
-from cdlib.torch_state import device_of, tensors_of
+from cdlib.torch_state import copied, device_of, tensors_of
 
 
 def remove(model: nn.Module, groups: Groups, drop: Drop, *, round_to: int = 1) -> nn.Module:
@@ -122,20 +120,6 @@ def cut(model: nn.Module, groups: Groups, slices: Mapping[Key, Ids]) -> nn.Modul
     rewriter.finish(small)
     history.add(small, history.note(model, inputs, slices, rewritten(small), guesses.made))
     return small
-
-
-def copied(model: nn.Module) -> nn.Module:
-    """Return a deep copy of a network; a CdlibError if it cannot be copied.
-
-    Weights that its hooks compute (masks, weight norm) are detached in the copy.
-    """
-    computed = [
-        t for module in model.modules() for t in vars(module).values() if isinstance(t, Tensor) and not t.is_leaf
-    ]
-    try:
-        return copy.deepcopy(model, {id(t): t.detach().clone() for t in computed})
-    except Exception as error:
-        raise CdlibError(f"{type(model).__name__} cannot be copied ({one_line(error)}).") from error
 
 
 def shrink(model: nn.Module, slices: Mapping[Key, Ids]) -> None:

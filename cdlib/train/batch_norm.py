@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import copy
-
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from cdlib.data import Split, batches
 from cdlib.errors import CdlibError
-from cdlib.torch_state import device_of
+from cdlib.torch_state import copied, device_of
 from cdlib.train.evaluation import evaluating
 
 
@@ -36,11 +34,11 @@ def recalibrated(model: nn.Module, split: Split, *, batch_size: int = 256) -> nn
     Raises
     ------
     CdlibError
-        If the split has fewer than two images.
+        If the split has fewer than two images, or the network cannot be copied.
     """
     if len(split) < 2:
         raise CdlibError(f"{split.name} has {len(split)} images; averages of a batch take two at least.")
-    network = copy.deepcopy(model).eval()
+    network = copied(model).eval()
     norms = [m for m in network.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
     momenta = [norm.momentum for norm in norms]
     with evaluating(network):

@@ -10,6 +10,7 @@ from torch import nn
 
 from cdlib import CdlibError
 from cdlib.data import Split
+from cdlib.pruning import unstructured
 from cdlib.train import recalibrated
 
 
@@ -33,6 +34,17 @@ def test_averages_are_those_of_its_own_inputs(split: Split) -> None:
     before = network[0]
     assert isinstance(before, nn.BatchNorm2d) and before.num_batches_tracked is not None and network.training
     assert before.num_batches_tracked.item() == 0
+
+
+def test_a_masked_network_keeps_its_masks(split: Split) -> None:
+    network = nn.Sequential(nn.Conv2d(1, 2, 1, bias=False), nn.BatchNorm2d(2))
+    network[0].weight.data[:] = torch.tensor([2.0, 0.5]).view(2, 1, 1, 1)  # type: ignore[operator]
+    masked = unstructured(network, split.input(1), 0.5)
+    masked(split.input(4))  # the weight is now what the mask made of it, which Python cannot copy
+    found = recalibrated(masked, split)
+    mean = found[1].running_mean  # type: ignore[union-attr]
+    assert mean.tolist() == pytest.approx([1, 0])  # twice the mean of the images, and nothing of the masked one
+    assert found[0].weight_mask.flatten().tolist() == [1, 0]  # type: ignore[union-attr, operator]
 
 
 def test_a_single_image_over_is_left_out(split: Split) -> None:

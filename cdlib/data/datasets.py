@@ -16,9 +16,8 @@ import torch
 from cdlib.data.image_folder import Arrays
 from cdlib.data.seeds import chosen
 from cdlib.data.sources import read, where
-from cdlib.data.splits import Dataset, Split
+from cdlib.data.splits import Dataset, Split, fingerprint
 from cdlib.errors import CdlibError, check_share
-from cdlib.text import digest
 
 
 def load(name: str = "digits", *, split_seed: int = 0, validation: float = 0.1) -> Dataset:
@@ -139,5 +138,5 @@ def _statistics(images: np.ndarray) -> tuple[tuple[float, ...], tuple[float, ...
 
 def _split(name: str, arrays: Arrays, mean: tuple[float, ...], std: tuple[float, ...], flips: bool) -> Split:
     images, labels = (np.ascontiguousarray(a) for a in arrays)
-    fingerprint = digest([repr(images.shape), images.data, labels.data])[:16]
-    return Split(name, torch.from_numpy(images), torch.from_numpy(labels), mean, std, flips, fingerprint)
+    mark = fingerprint(images, labels)
+    return Split(name, torch.from_numpy(images), torch.from_numpy(labels), mean, std, flips, mark)

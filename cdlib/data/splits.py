@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -36,12 +37,27 @@ class Split:
         device = self.images.device
         return (1 / (255 * std)).float().to(device), (-mean / std).float().to(device)
 
+    def first(self, n: int) -> Split:
+        """Return the split of the first `n` images; a CdlibError if there are fewer."""
+        images, labels = self._images(n), self.labels[:n]
+        marks = fingerprint(images.cpu().numpy(), labels.cpu().numpy())
+        return replace(self, name=f"{self.name}[:{n}]", images=images, labels=labels, fingerprint=marks)
+
     def input(self, n: int = 1) -> Tensor:
         """Return the first `n` images, normalised: float32 [n, C, H, W], an example input for a network."""
+        scale, shift = self.affine()
+        return self._images(n).float().mul_(scale).add_(shift)
+
+    def _images(self, n: int) -> Tensor:
         if not 1 <= n <= len(self):
             raise CdlibError(f"{self.name} has {len(self)} images; ask for 1 to {len(self)} of them, not {n}.")
-        scale, shift = self.affine()
-        return self.images[:n].float().mul_(scale).add_(shift)
+        return self.images[:n]
+
+
+def fingerprint(images: np.ndarray, labels: np.ndarray) -> str:
+    """Return the first 16 hex digits of the SHA-256 of images [N, C, H, W] and labels [N]."""
+    arrays = (np.ascontiguousarray(array) for array in (images, labels))
+    return digest([repr(images.shape), *(array.data for array in arrays)])[:16]
 
 
 @dataclass(frozen=True, eq=False)

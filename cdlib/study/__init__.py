@@ -3,7 +3,7 @@
 from cdlib.study.baseline import int8_linears, train_and_compress
 from cdlib.study.controls import above, recounted, uniform_line
 from cdlib.study.runs import run
-from cdlib.study.shipped import train_network
+from cdlib.study.shipped import prune_over_grid, train_network
 from cdlib.study.store import folder, load
 from cdlib.study.sweeps import sweep
 from cdlib.study.tables import described, networks, recorded, summary
@@ -15,6 +15,7 @@ __all__ = [
     "int8_linears",
     "load",
     "networks",
+    "prune_over_grid",
     "recorded",
     "recounted",
     "run",

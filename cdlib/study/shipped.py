@@ -1,14 +1,18 @@
-"""The networks that ship with the book: training them, and keeping them beside their records."""
+"""The networks that ship with the book: training and keeping them, and what pruning leaves of one without training."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
 
-from cdlib import models
+from torch import nn
+
+from cdlib import data, models
+from cdlib.pruning import permanent, unstructured
 from cdlib.report import measure
 from cdlib.study import store
 from cdlib.study.methods import Job
+from cdlib.train import evaluate, recalibrated
 
 EXPERIMENT = "networks"
 
@@ -55,3 +59,45 @@ def train_network(parameters: dict[str, Any], seed: int, workdir: Path) -> dict[
         "curve": [round(accuracy, 4) for accuracy in fitted.history["validation_accuracy"]],
         **job.spent(),
     }
+
+
+def prune_over_grid(parameters: dict[str, Any], seed: int, workdir: Path) -> dict[str, Any]:
+    """Prune single weights of a trained network by every pair of two shares, and evaluate it without training it again.
+
+    The map of Francy and Singh 2024 (arXiv:2409.02134, figures 5 and 6). Layers whose weights are not trained stay.
+
+    Parameters
+    ----------
+    parameters : dict
+        `network`: for `cdlib.models.trained`; `data`; `by`: the criterion of `cdlib.pruning.unstructured`; `amounts`:
+        the shares, of the convolutions' and of the linear layers' weights alike; `images`: how many images of the
+        training split batch norms take averages of their own from.
+    seed : int
+        Of a random choice.
+    workdir : Path
+        Not used: the longest run takes minutes.
+
+    Returns
+    -------
+    dict
+        `accuracy`, `own`, `nonzero_params`: a list for each share of the convolutions, in which there is a number for
+        each share of the linear layers: the accuracy on the test split with the batch norms' averages of the network
+        before, with averages of its own, and what is not zero. `dense`: the accuracy before. `fingerprint`.
+    """
+    model, dataset = models.trained(parameters["network"]), data.load(parameters["data"])
+    layers = [
+        name
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Conv2d | nn.Linear) and module.weight.requires_grad
+    ]
+    calibration = dataset.train.first(parameters["images"])
+    one = dataset.test.input(1)
+    found: dict[str, list[list[float]]] = {"accuracy": [], "own": [], "nonzero_params": []}
+    for conv in parameters["amounts"]:
+        options = {"by": parameters["by"], "layers": layers, "seed": seed}
+        pruned = [unstructured(model, one, conv, linear, **options) for linear in parameters["amounts"]]
+        nets = [permanent(net) for net in pruned]
+        found["accuracy"].append([evaluate(net, dataset.test).accuracy for net in nets])
+        found["own"].append([evaluate(recalibrated(net, calibration), dataset.test).accuracy for net in nets])
+        found["nonzero_params"].append([sum(int(p.count_nonzero()) for p in net.parameters()) for net in nets])
+    return {**found, "dense": evaluate(model, dataset.test).accuracy, "fingerprint": dataset.fingerprint}

@@ -4,9 +4,10 @@ from cdlib.report.comparison import Comparison, compare, table
 from cdlib.report.host import hardware, machine, threads
 from cdlib.report.measurement import QUANTITIES, Measurement, measure
 from cdlib.report.memory import allocator_peak, cpu_peak, file_bytes
+from cdlib.report.power import images_needed, pairs_needed
 from cdlib.report.significance import MeanDifference, Paired, mcnemar, mean_difference, wilson
 from cdlib.report.timing import WARM_UP, latencies
-from cdlib.report.verdicts import Verdict, images_needed, pairs_needed, verdict
+from cdlib.report.verdicts import Verdict, verdict
 
 __all__ = [
     "QUANTITIES",

@@ -13,8 +13,8 @@ import numpy as np
 from torch import Tensor
 
 from cdlib.errors import CdlibError
-
-LEVEL = 0.05  # the p-value below which two networks count as told apart
+from cdlib.report import power
+from cdlib.report.power import LEVEL
 
 
 @dataclass(frozen=True)
@@ -27,8 +27,8 @@ class Paired:
     #: Two-sided, the chance of a split at least as uneven, if each of the disagreements were a coin's toss; 1 if there
     #: are none.
     p_value: float
-    #: About how many images, with disagreements as frequent and as uneven as here, it takes for the difference to stand
-    #: out at the 5 % level; None if there is no difference at all.
+    #: About how many images it takes, with disagreements as frequent and as uneven as here, to find the difference with
+    #: a chance of 80 % (`cdlib.report.images_needed`); None if there is no difference at all.
     images_needed: int | None
 
     @property
@@ -37,7 +37,9 @@ class Paired:
         return self.p_value < LEVEL
 
     def __str__(self) -> str:
-        needed = "" if self.enough_data or self.images_needed is None else f", about {self.images_needed} images needed"
+        needed = (
+            "" if self.enough_data or self.images_needed is None else f", about {self.images_needed:,} images needed"
+        )
         verdict = "told apart" if self.enough_data else "too little data to tell apart"
         return (
             f"McNemar p = {self.p_value:.2g}: {self.lost} lost, {self.gained} gained of {self.images} images; "
@@ -74,8 +76,8 @@ def mcnemar(before: Tensor, after: Tensor) -> Paired:
     disagreements, difference = lost + gained, gained - lost
     p_value = float(binomtest(lost, disagreements).pvalue) if disagreements else 1.0
     needed = None
-    if difference:  # by the normal approximation, which the exact test is a little stricter than
-        needed = math.ceil(1.96**2 * len(before) * disagreements / difference**2)
+    if difference:
+        needed = power.images_needed(disagreements / len(before), difference / len(before))
         needed = max(needed, len(before) + 1) if p_value >= LEVEL else needed
     return Paired(len(before), lost, gained, p_value, needed)
 

@@ -139,13 +139,20 @@ def mobilenet_mini(classes: int = 10, *, in_channels: int = 3) -> nn.Module:
     return _initialised(_network(nn.Sequential(*layers), nn.Sequential(nn.Dropout(0.2), nn.Linear(128, classes))))
 
 
-def convnext_mini(classes: int = 10, *, in_channels: int = 3, stem: int = 2, drop_path: float = 0.0) -> nn.Module:
-    """A small ConvNeXt: widths 64-128-256, depths 2-2-2 (1.6 M). Its smallest input is 4 x stem: 8x8 with stem 2."""
+def convnext_mini(
+    classes: int = 10, *, in_channels: int = 3, stem: int = 2, drop_path: float = 0.0, layer_scale: float = 1e-6
+) -> nn.Module:
+    """A small ConvNeXt: widths 64-128-256, depths 2-2-2 (1.6 M). Its smallest input is 4 x stem: 8x8 with stem 2.
+
+    `layer_scale` is what each block's result is multiplied by at first; the published 1e-6 is for a long training.
+    """
     from torchvision.models.convnext import CNBlockConfig, ConvNeXt
 
     check_share("drop_path", drop_path)
     stages = [CNBlockConfig(64, 128, 2), CNBlockConfig(128, 256, 2), CNBlockConfig(256, None, 2)]
-    model = ConvNeXt(stages, stochastic_depth_prob=drop_path, num_classes=classes)
+    if not (isinstance(layer_scale, int | float) and 0 < layer_scale <= 1):
+        raise CdlibError(f"layer_scale={layer_scale!r}: give a number above 0, at most 1.")
+    model = ConvNeXt(stages, stochastic_depth_prob=drop_path, layer_scale=float(layer_scale), num_classes=classes)
     set_stem(model.features[0], stem, in_channels)
     return model
 

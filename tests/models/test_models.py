@@ -244,7 +244,10 @@ def test_drop_path_reaches_the_last_block_in_both_libraries() -> None:
 
 
 def test_options_are_listed() -> None:
-    assert models.options("convnext_mini") == ["in_channels", "stem", "drop_path"]
+    assert models.options("convnext_mini") == ["in_channels", "stem", "drop_path", "layer_scale"]
+    held = models.build("convnext_mini", layer_scale=0.1).named_parameters()
+    scales = [parameter for name, parameter in held if "layer_scale" in name]
+    assert len(scales) == 6 and all(scale.eq(0.1).all() for scale in scales)
     assert models.options("resnet18_cifar") == []
     assert "zero_init_residual" in models.options("resnet18")
 
@@ -439,6 +442,7 @@ def test_a_name_that_is_no_text_is_unknown(name: Any) -> None:
         ("convnext_tiny", {"stem": 3}, "stem=3"),
         ("convnext_tiny", {"stem": "2"}, "stem='2'"),
         ("convnext_mini", {"drop_path": 1.0}, "drop_path=1.0"),
+        ("convnext_mini", {"layer_scale": 0}, "layer_scale=0"),
         ("timm:convnext_tiny", {"drop_path": "much"}, "drop_path='much'"),
         ("timm:resnet18", {"stem": 2}, "takes no option 'stem'"),
         ("timm:convnext_atto_ols", {"stem": 2}, "takes no option 'stem'"),

@@ -150,11 +150,16 @@ class Rewritten(nn.Module):
         if not (torch.jit.is_tracing() or torch.compiler.is_compiling()):  # type: ignore[attr-defined]
             self._check_others(leaves(arguments), given)
         samples = self._samples([tuple(t.shape) for t in given])
-        if not self.training:
-            return self._run(self, samples, *given)
-        self._check_training()
-        assert self._run_in_training is not None
-        return self._run_in_training(self, samples, *given)
+        if self.training:
+            self._check_training()
+        code = self._run_in_training if self.training else self._run
+        assert code is not None
+        gradients = torch.is_grad_enabled()
+        try:
+            return code(self, samples, *given)
+        except BaseException:
+            torch.set_grad_enabled(gradients)  # the code may have turned them off
+            raise
 
     def _check_others(self, arguments: list[Any], given: list[Tensor]) -> None:
         """Raise if what is no tensor is not as it was recorded, or two tensors are given where one was."""

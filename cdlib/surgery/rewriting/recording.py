@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from cdlib.errors import CdlibError
-from cdlib.graph import Call, Graph, Inputs, Op, Value, leaves, map_tensors, run
+from cdlib.graph import Call, Graph, Inputs, Value, changes, leaves, map_tensors, run
 from cdlib.grouping import Ids, Key, follow
 from cdlib.surgery.prediction import Prediction, gone
 from cdlib.text import one_line
@@ -53,6 +53,16 @@ class Recording(NamedTuple):
             if not nested and inside(call.module, self.name) and self._stands_alone(call):
                 found.append(call)
         return found[::-1]
+
+    def written_out(self) -> set[str]:
+        """Its own name and those of the submodules in it that are not called: the modules whose code it replaces."""
+        called = [call.module for call in self.children()]
+        return {
+            name
+            for name in self.graph.modules
+            if (name == self.name or inside(name, self.name))
+            and not any(name == other or inside(name, other) for other in called)
+        }
 
     def _stands_alone(self, call: Call) -> bool:
         """Whether what a submodule reads is in its arguments and what is read of it later is in its results."""
@@ -106,13 +116,26 @@ def by_itself(module: nn.Module, recorded: Recording, *, on_meta: bool, sizes: P
     NotPossible
         If it raises.
     """
-    device = next((t.device for t in (*module.parameters(), *module.buffers())), torch.device("cpu"))
-    given = {v.index: torch.zeros(sizes.shape(v), dtype=v.dtype, device=device) for v in recorded.inputs()}
-    args, kwargs = map_tensors(lambda v: given[v.index], recorded.call.inputs, Value)
-    graph, error = run(module, Inputs(tuple(args), kwargs, None), on_meta=on_meta, training=True)
+    graph, error = run(module, _alike(module, recorded, sizes), on_meta=on_meta, training=True, closely=True)
     if error is not None:
         raise NotPossible(one_line(error))
     return graph
+
+
+def check_state(module: nn.Module, recorded: Recording, alone: Recording) -> None:
+    """Raise `NotPossible` if a module that runs in training mode changes attributes, which its operators do not show."""
+    written = alone.written_out()
+    found = changes(module, _alike(module, recorded, Unchanged(recorded.graph)), on_meta=alone.graph.on_meta)
+    if lost := sorted(f"self.{name}" for path, name in found if path in written):
+        raise NotPossible(f"it keeps something for later in {', '.join(lost)}")
+
+
+def _alike(module: nn.Module, recorded: Recording, sizes: Prediction) -> Inputs:
+    """What to call a module with, of the shapes that it had in a recording."""
+    device = next((t.device for t in (*module.parameters(), *module.buffers())), torch.device("cpu"))
+    given = {v.index: torch.zeros(sizes.shape(v), dtype=v.dtype, device=device) for v in recorded.inputs()}
+    args, kwargs = map_tensors(lambda v: given[v.index], recorded.call.inputs, Value)
+    return Inputs(tuple(args), kwargs, None)
 
 
 def placed(recorded: Recording, alone: Graph, slices: Mapping[Key, Ids], names: Mapping[str, str]) -> Recording:
@@ -145,11 +168,17 @@ def placed(recorded: Recording, alone: Graph, slices: Mapping[Key, Ids], names: 
         return f"{prefix}{module}".removesuffix(".")
 
     ops = [
-        Op(k, op.target, called(op.module), op.call, put(op.args), put(op.kwargs), put(op.outputs))
+        replace(
+            op, index=k, module=called(op.module), args=put(op.args), kwargs=put(op.kwargs), outputs=put(op.outputs)
+        )
         for k, op in enumerate(alone.ops, first + len(network.ops))
     ]
-    calls = [Call(called(c.module), c.start, c.stop, put(c.inputs), put(c.outputs)) for c in alone.calls]
-    graph = Graph(ops, list(every.values()), calls=calls, modules=network.modules)
+    calls = [
+        replace(call, module=called(call.module), inputs=put(call.inputs), outputs=put(call.outputs))
+        for call in alone.calls
+    ]
+    draws = {called(module) for module in alone.draws}
+    graph = Graph(ops, list(every.values()), calls=calls, modules=network.modules, draws=draws)
     splits = {_kind(op): walk.splits[op.index] for op in network.ops if op.index in walk.splits}
     for op in ops:
         walk.splits.pop(op.index, None)

@@ -18,6 +18,7 @@ from cdlib.surgery.rewriting.recording import (
     Recording,
     Unchanged,
     by_itself,
+    check_state,
     inside,
     placed,
     values,
@@ -89,7 +90,7 @@ class Rewriter:
         return small
 
     def _record(self, samples: int) -> Prediction:
-        graph, error = record(self._model, self._inputs.repeated(samples))
+        graph, error = record(self._model, self._inputs.repeated(samples), closely=True)
         if error is not None:
             raise CdlibError(
                 f"{type(self._model).__name__} has code that does not follow the new widths, and cannot be rewritten, "
@@ -161,6 +162,7 @@ class Rewriter:
         alone = [by_itself(original, r, on_meta=on_meta, sizes=Unchanged(r.graph)) for r in inference]
         flat = {other[len(name) + 1 :] if name else other for other in self._flat if inside(other, name)}
         plain = [Recording(Unchanged(graph), graph, graph.calls[-1], flat) for graph in alone]
+        check_state(original, inference[0], plain[0])
         full = [Recording(Unchanged(r.graph), r.graph, r.call, r.flat) for r in inference]
         if self._written(name, plain, original).same_as(self._written(name, full, original)):
             return module.code

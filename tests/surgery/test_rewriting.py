@@ -403,7 +403,7 @@ def without_gradients(m: Any, x: Tensor) -> Tensor:
     with torch.set_grad_enabled(False):
         fixed = m.inner(fixed * ones)
         with torch.enable_grad():
-            fixed = fixed + m.scale
+            fixed = fixed * m.scale
     return x + fixed
 
 
@@ -509,17 +509,24 @@ def test_what_is_written_in_place_goes_on() -> None:
     torch.testing.assert_close(small(x) - small[2].bias[:, None, None], first * 1.5)  # 1 + 1 becomes 1 + 2
 
 
+class Draws(nn.Module):
+    def __init__(self, draw: Callable[[], float]) -> None:
+        super().__init__()
+        self.draw = draw
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * (2 if self.training and self.draw() < 0.5 else 3)
+
+
 @pytest.mark.parametrize("draw", [random.random, np.random.rand], ids=["Python", "NumPy"])
 def test_random_numbers_of_python_are_not_frozen(draw: Callable[[], float]) -> None:
-    net, x = within(Fixed(lambda m, x: x * 2 if m.training and draw() < 0.5 else x))
+    net, x = within(Fixed(lambda m, x: x.relu() * (2 if m.training and draw() < 0.5 else 3)))
     small = cdlib.remove(net, cdlib.find_groups(net, x), {"0": [1]})
     with pytest.raises(CdlibError, match="could not be for training .the network draws random numbers of Python"):
         small.train()
     net, x = within(Fixed(lambda m, x: x * draw()))
     with pytest.raises(CdlibError, match="draws random numbers of Python or NumPy"):
         cdlib.remove(net, cdlib.find_groups(net, x), {"0": [1]})
-    inner = Fixed(lambda m, x: m.inner(x), inner=Fixed(lambda m, x: x * 2 if m.training and draw() < 0.5 else x))
-    inner.inner.forward = lambda x: x * 2 if inner.training and draw() < 0.5 else x
-    net, x = within(inner)
+    net, x = within(Fixed(lambda m, x: m.inner(x.relu()), inner=Draws(draw)))
     small = cdlib.remove(net, cdlib.find_groups(net, x), {"0": [1]}).train()  # the module that draws is called
     assert len({float(small(x).detach().sum()) for _ in range(20)}) == 2

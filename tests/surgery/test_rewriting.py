@@ -201,6 +201,38 @@ def test_types_follow(kind: torch.dtype) -> None:
     assert (found.double() - expected).abs().max() < 0.05
 
 
+def upcast(m: Any, y: Tensor) -> Tensor:
+    return (y.float() * 300).square().sum(1, keepdim=True).sqrt().to(y.dtype) + y
+
+
+def upcast_in_training(m: Any, y: Tensor) -> Tensor:
+    return upcast(m, y) if m.training else y * 2
+
+
+def fixed_constant(m: Any, y: Tensor) -> Tensor:
+    return (y * torch.tensor([1.0, 2.0, 3.0, 4.0])).to(m.b.weight.dtype)
+
+
+@pytest.mark.parametrize("before", [torch.float32, torch.float16])
+@pytest.mark.parametrize("run", [upcast, upcast_in_training, fixed_constant])
+def test_code_that_changes_types_keeps_to_its_own(run: Callable[[Any, Tensor], Tensor], before: torch.dtype) -> None:
+    model, x = Head(run).to(before).eval(), X.to(before)
+    groups = cdlib.find_groups(model, x)
+    small, zeroed = (f(model, groups, {"a": [1]}) for f in (cdlib.remove, cdlib.zero))
+    assert rewritten(small) == [""]
+    torch.testing.assert_close(small(x), zeroed(x), rtol=1e-2, atol=1e-2)
+    other = torch.float32 if before == torch.float16 else torch.float16
+    kept, names = copy.deepcopy(small), [str(t).removeprefix("torch.") for t in (before, other)]
+    small.to(other)
+    if before == torch.float16 and run is not fixed_constant:  # all casts were recorded
+        torch.testing.assert_close(small(X.float()), zeroed.float()(X.float()), rtol=1e-2, atol=1e-2)
+        return
+    message = f"Head was rewritten in {names[0]}, {names[0]} and got {names[1]}, {names[1]}, in which its code"
+    with pytest.raises(CdlibError, match=message):
+        small(x.to(other))
+    assert torch.equal(kept(x), small.to(before)(x)) or before == torch.float32
+
+
 @pytest.mark.parametrize("name", CASES)
 def test_pickled_copied_and_traced(name: str) -> None:
     small, _ = both(name, around=True)

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 
+import torch
 from torch import nn
 
 from cdlib.errors import CdlibError
-from cdlib.graph import Graph, Inputs, record
+from cdlib.graph import Graph, Inputs, record, tensors
 from cdlib.grouping import Ids, Key, choose_reshapes
 from cdlib.surgery.prediction import Prediction, gone
 from cdlib.surgery.rewriting.module import Rewritten
@@ -141,7 +143,10 @@ class Rewriter:
         return Writer(both[0], both[1], names, module)
 
     def finish(self, small: nn.Module) -> None:
-        """Give the modules that were rewritten their code for training mode, where there can be one."""
+        """Give the modules that were rewritten their code for training mode, where there can be one.
+
+        Those that would run other operators in another precision are kept to theirs.
+        """
         for name in sorted(
             self._done, key=lambda name: (-len(name.split(".")) if name else 0, name)
         ):  # inner ones first
@@ -151,27 +156,77 @@ class Rewriter:
                 module.trains(self._in_training(name, module))
             except NotPossible as problem:
                 module.trains("", str(problem))
+        if self._done:
+            self._keep_precision(small)
 
     def _in_training(self, name: str, module: Rewritten) -> str:
         """The code of a module for training mode: that for inference, if what it runs is the same.
 
         Else it is recorded by itself, and tried.
         """
-        original, on_meta = self._model.get_submodule(name), self.prediction.graph.on_meta
-        inference = [self._calls(p, name)[0] for p in self._recorded]
-        alone = [by_itself(original, r, on_meta=on_meta, sizes=Unchanged(r.graph)) for r in inference]
-        flat = {other[len(name) + 1 :] if name else other for other in self._flat if inside(other, name)}
-        plain = [Recording(Unchanged(graph), graph, graph.calls[-1], flat) for graph in alone]
-        check_state(original, inference[0], plain[0])
-        full = [Recording(Unchanged(r.graph), r.graph, r.call, r.flat) for r in inference]
-        if self._written(name, plain, original).same_as(self._written(name, full, original)):
+        original, inference, alone = self._model.get_submodule(name), self._called(name), self._alone(name)
+        check_state(original, inference[0], alone[0])
+        if self._written(name, alone, original).same_as(self._whole(name)):
             return module.code
-        found = [placed(r, graph, self._slices, self._first) for r, graph in zip(inference, alone, strict=True)]
+        found = [placed(r, a.graph, self._slices, self._first) for r, a in zip(inference, alone, strict=True)]
         writer = self._written(name, found, module)
         module.trains(writer.code)
         module.keep(writer.constants)
-        result = by_itself(module, found[0], on_meta=on_meta, sizes=found[0].prediction)
+        result = by_itself(module, found[0], on_meta=self.prediction.graph.on_meta, sizes=found[0].prediction)
         shapes = [found[0].prediction.shape(value) for value in values(found[0].call.outputs)]
         if [value.shape for value in result.outputs] != shapes:
             raise NotPossible("its results would have other shapes")
         return writer.code
+
+    def _called(self, name: str) -> list[Recording]:
+        """The first call of a module in each recording."""
+        return [self._calls(p, name)[0] for p in self._recorded]
+
+    def _whole(self, name: str) -> Writer:
+        """The code of a module from which nothing is gone."""
+        found = [Recording(Unchanged(r.graph), r.graph, r.call, r.flat) for r in self._called(name)]
+        return self._written(name, found, self._model.get_submodule(name))
+
+    def _alone(self, name: str) -> list[Recording]:
+        """A module from which nothing is gone, by itself in training mode."""
+        original = self._model.get_submodule(name)
+        flat = {other[len(name) + 1 :] if name else other for other in self._flat if inside(other, name)}
+        graphs = [
+            by_itself(original, r, on_meta=self.prediction.graph.on_meta, sizes=Unchanged(r.graph))
+            for r in self._called(name)
+        ]
+        return [Recording(Unchanged(graph), graph, graph.calls[-1], flat) for graph in graphs]
+
+    def _keep_precision(self, small: nn.Module) -> None:
+        """Record the network in another precision, and have the modules refuse it that run other operators then."""
+        own = {t.dtype for t in (*self._model.parameters(), *tensors(self._inputs)) if t.is_floating_point()}
+        dtype = torch.float16 if torch.bfloat16 in own else torch.bfloat16
+        inputs = self._inputs.map(lambda t: t.to(dtype) if t.is_floating_point() else t)
+        other: Rewriter | None = None
+        with suppress(Exception):
+            other = Rewriter(copy.deepcopy(self._model).to(dtype), inputs, {}, None)
+            other._flat = self._flat
+            for samples in SAMPLES:
+                graph, error = record(other._model, inputs.repeated(samples), closely=True)
+                other._recorded += [Unchanged(graph)] if error is None else []
+        for name in self._done:
+            module = small.get_submodule(name)
+            assert isinstance(module, Rewritten)
+            if not other or not self._follows(name, other, dtype, bool(module.training_code)):
+                module.keep_precision([v.dtype for v in self._called(name)[0].inputs()])
+
+    def _follows(self, name: str, other: Rewriter, dtype: torch.dtype, training: bool) -> bool:
+        """Whether a module runs the same operators in another precision."""
+        if len(other._recorded) < len(SAMPLES) or not all(other._calls(p, name) for p in other._recorded):
+            return False
+        try:
+            whole = self._whole(name).same_as(other._whole(name), dtype)
+            mine, its = (r._model.get_submodule(name) for r in (self, other))
+            return whole and (
+                not training
+                or self._written(name, self._alone(name), mine).same_as(
+                    other._written(name, other._alone(name), its), dtype
+                )
+            )
+        except NotPossible:
+            return False

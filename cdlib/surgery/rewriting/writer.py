@@ -72,10 +72,16 @@ class Writer:
         self.code = _with_getattr(text.src.strip() + "\n")
         self.types = {name: kind for name, kind in text.globals.items() if isinstance(kind, type) and name in self.code}
 
-    def same_as(self, other: Writer) -> bool:
-        """Whether another code is the same, with the same constants."""
+    def same_as(self, other: Writer, dtype: torch.dtype | None = None) -> bool:
+        """Whether another code is the same, with the same constants; those of that one in a precision if it is given."""
         mine, its = ((w.code, w.takes.shapes, w.takes.first, list(w.constants)) for w in (self, other))
-        return mine == its and all(torch.equal(t, other.constants[name]) for name, t in self.constants.items())
+        constants = {
+            name: t.to(dtype) if dtype and t.is_floating_point() else t for name, t in self.constants.items()
+        }
+        return mine == its and all(
+            t.dtype == other.constants[name].dtype and torch.equal(t, other.constants[name])
+            for name, t in constants.items()
+        )
 
     def _takes(self) -> tuple[Takes, list[Value]]:
         """What the code takes, and the tensors among that in the recording with few samples."""

@@ -25,11 +25,13 @@ class Recorder(TorchDispatchMode):
         super().__init__()
         self.closely, self.gradients = closely, True
         self.function = ""  # the autograd.Function that runs, if one does
-        self._drawn, self._inference_around = drawn() if closely else (), torch.is_inference_mode_enabled()
+        self._drawn, self._inference_around = drawn() if closely else b"", torch.is_inference_mode_enabled()
         modules = dict(model.named_modules())
         self.graph = Graph(modules=modules, on_meta=on_meta)
         self._module_names = {id(module): name for name, module in modules.items()}
-        self._stack: list[tuple[str, int, int, bool | str]] = [("", 0, 0, True)]  # calls: module, number, first op, mode
+        self._stack: list[tuple[str, int, int, bool | str]] = [
+            ("", 0, 0, True)
+        ]  # calls: module, number, first op, mode
         self._calls = 0
         self._keep: list[Tensor] = []
         self._values: dict[int, Value] = {}

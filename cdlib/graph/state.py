@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 import random
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -18,12 +19,9 @@ _HOOKS = set(vars(nn.Module())) - {"_parameters", "_buffers", "_modules"}
 _CLOSED = (Tensor, nn.Module, type, ModuleType, FunctionType, BuiltinFunctionType, MethodType, torch.ScriptObject)
 """What is not looked into; modules have each a turn of their own."""
 
-Contents = list[tuple[Any, Any]]
-"""Containers, the attributes of objects among them, each with a copy of what it held."""
-
 
 def snapshot(model: nn.Module) -> Callable[[], None]:
-    """Return what puts back all that a forward might change in a network, and the random numbers of Python and NumPy."""
+    """Return what puts back all that a forward might change in a network, and random numbers of Python and NumPy."""
     seen: set[int] = set()
     contents = [pair for module in model.modules() for pair in _contents(_attributes(module), seen)]
     buffers = [(b, b._version, b.detach().clone()) for b in model.buffers() if not b.is_inference()]
@@ -63,10 +61,9 @@ def kept(model: nn.Module) -> Callable[[], set[tuple[str, str]]]:
     return changed
 
 
-def drawn() -> tuple[Any, ...]:
+def drawn() -> bytes:
     """Where the random numbers of Python and NumPy stand."""
-    _, numbers, place, *_ = np.random.get_state()
-    return random.getstate(), bytes(memoryview(numbers)), place  # type: ignore[arg-type]
+    return pickle.dumps((random.getstate(), np.random.get_state()))
 
 
 def _attributes(module: nn.Module) -> dict[str, Any]:
@@ -74,7 +71,7 @@ def _attributes(module: nn.Module) -> dict[str, Any]:
 
 
 def _contents(root: Any, seen: set[int]) -> Iterator[tuple[Any, Any]]:
-    """The containers and plain objects in one, that one included; not again those that were seen."""
+    """The containers and attributes of plain objects in one, each with a copy; not again those that were seen."""
     todo = [root]
     while todo:
         item = todo.pop()
@@ -93,19 +90,14 @@ def _contents(root: Any, seen: set[int]) -> Iterator[tuple[Any, Any]]:
 
 
 def _as_before(kept: Any, content: Any) -> bool:
-    if isinstance(kept, set):
-        return bool(kept == content)
-    if len(kept) != len(content):
-        return False
     if isinstance(kept, dict):
-        return all(name in kept and _same(kept[name], value) for name, value in content.items())
-    return all(map(_same, kept, content))
+        return list(kept) == list(content) and all(map(_same, kept.values(), content.values()))
+    return kept == content if isinstance(kept, set) else len(kept) == len(content) and all(map(_same, kept, content))
 
 
 def _same(a: Any, b: Any) -> bool:
     """Whether two attributes are the same object, or are alike and hold no tensor."""
-    if a is b or type(a) is not type(b):
-        return a is b
-    if isinstance(a, tuple):
+    if isinstance(a, tuple) and type(a) is type(b):
         return len(a) == len(b) and all(map(_same, a, b))
-    return isinstance(a, bool | int | float | str | torch.dtype | torch.device) and a == b
+    plain = isinstance(a, bool | int | float | str | torch.dtype | torch.device) and type(a) is type(b)
+    return a is b or (plain and a == b)

@@ -227,7 +227,7 @@ def test_code_that_changes_types_keeps_to_its_own(run: Callable[[Any, Tensor], T
     if before == torch.float16 and run is not fixed_constant:  # all casts were recorded
         torch.testing.assert_close(small(X.float()), zeroed.float()(X.float()), rtol=1e-2, atol=1e-2)
         return
-    message = f"Head was rewritten in {names[0]}, {names[0]} and got {names[1]}, {names[1]}, in which its code"
+    message = rf"rewritten in \[{names[0]}, {names[0]}\] and got \[{names[1]}, {names[1]}\], in which its code"
     with pytest.raises(CdlibError, match=message):
         small(x.to(other))
     assert torch.equal(kept(x), small.to(before)(x)) or before == torch.float32
@@ -562,3 +562,44 @@ def test_random_numbers_of_python_are_not_frozen(draw: Callable[[], float]) -> N
     net, x = within(Fixed(lambda m, x: m.inner(x.relu()), inner=Draws(draw)))
     small = cdlib.remove(net, cdlib.find_groups(net, x), {"0": [1]}).train()  # the module that draws is called
     assert len({float(small(x).detach().sum()) for _ in range(20)}) == 2
+
+
+class Keeps(nn.Module):
+    """Its code reads the width that it keeps, in training mode as `run` does."""
+
+    def __init__(self, run: Callable[[Any, Tensor], Tensor]) -> None:
+        super().__init__()
+        self.a, self.b, self.c, self.run = nn.Linear(3, 8), nn.Linear(8, 4), 8, run
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.a(x).view(-1, self.c)
+        z: Tensor = self.b(self.run(self, y) if self.training else y)
+        return z
+
+
+def viewed_again(m: Any, y: Tensor) -> Tensor:
+    return F.dropout(y.relu().reshape(-1, m.c), 0.5)
+
+
+def scaled(m: Any, y: Tensor) -> Tensor:
+    return y * m.c**-0.5
+
+
+def needs_more(m: Any, y: Tensor) -> Tensor:
+    raise ValueError("no target")
+
+
+@pytest.mark.parametrize(("run", "code"), [(viewed_again, []), (scaled, ["0"]), (needs_more, ["0"])])
+def test_kept_numbers_that_mean_something_else_in_training_are_rewritten(
+    run: Callable[[Any, Tensor], Tensor], code: list[str]
+) -> None:
+    net = nn.Sequential(Keeps(run)).double().eval()
+    groups = cdlib.find_groups(net, X)
+    small, zeroed = (f(net, groups, {"0.a": [1]}) for f in (cdlib.remove, cdlib.zero))
+    assert rewritten(small) == code and small[0].c == (8 if code else 7)
+    torch.testing.assert_close(small(X), zeroed(X))
+    if run is scaled:
+        torch.testing.assert_close(small.train()(X), zeroed.train()(X))
+    elif run is needs_more:
+        with pytest.raises(CdlibError, match="Keeps was rewritten for inference .* .ValueError: no target."):
+            small.train()

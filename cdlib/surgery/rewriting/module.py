@@ -160,16 +160,15 @@ class Rewritten(nn.Module):
             self._check_others(leaves(arguments), given)
         samples = self._samples([tuple(t.shape) for t in given])
         if self._precision and (found := self._precision_of([t.dtype for t in given])) != self._precision:
-            want, got = (", ".join(str(d).removeprefix("torch.") for d in dtypes) for dtypes in (self._precision, found))
+            want, got = (str(list(dtypes)).replace("torch.", "") for dtypes in (self._precision, found))
             raise CdlibError(
                 f"{self.stands_for} was rewritten in {want} and got {got}, in which its code does something else: "
                 f"convert the network before it is cut, or keep it in {want}."
             )
+        code, gradients = self._run, torch.is_grad_enabled()
         if self.training:
             self._check_training()
-        code = self._run_in_training if self.training else self._run
-        assert code is not None
-        gradients = torch.is_grad_enabled()
+            code = self._run_in_training or code
         try:
             return code(self, samples, *given)
         except BaseException:

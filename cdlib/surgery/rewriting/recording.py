@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from cdlib.errors import CdlibError
-from cdlib.graph import Call, Graph, Inputs, Value, changes, leaves, map_tensors, run
+from cdlib.graph import Call, Graph, Inputs, Op, Value, changes, leaves, map_tensors, run
 from cdlib.grouping import Ids, Key, follow
 from cdlib.surgery.prediction import Prediction, gone
 from cdlib.text import one_line
@@ -53,6 +53,16 @@ class Recording(NamedTuple):
             if not nested and inside(call.module, self.name) and self._stands_alone(call):
                 found.append(call)
         return found[::-1]
+
+    def runs_what(self, alone: Graph) -> bool:
+        """Whether the module's own code calls the operators that it does by itself, with the same numbers."""
+        own = [op for op in self.graph.ops[self.call.start : self.call.stop] if op.module == self.name]
+        both = (own, [op for op in alone.ops if not op.module])
+        called, other = (
+            [(op.target, [x.shape if isinstance(x, Value) else x for x in leaves((op.args, op.kwargs))]) for op in ops]
+            for ops in both
+        )
+        return called == other
 
     def written_out(self) -> set[str]:
         """Its own name and those of the submodules in it that are not called: the modules whose code it replaces."""
@@ -123,9 +133,12 @@ def by_itself(module: nn.Module, recorded: Recording, *, on_meta: bool, sizes: P
 
 
 def check_state(module: nn.Module, recorded: Recording, alone: Recording) -> None:
-    """Raise `NotPossible` if a module that runs in training mode changes attributes, which its operators do not show."""
+    """Raise `NotPossible` if a module that runs in training mode changes attributes, which no operator shows."""
+    try:
+        found = changes(module, _alike(module, recorded, Unchanged(recorded.graph)), on_meta=alone.graph.on_meta)
+    except Exception as error:
+        raise NotPossible(one_line(error)) from error
     written = alone.written_out()
-    found = changes(module, _alike(module, recorded, Unchanged(recorded.graph)), on_meta=alone.graph.on_meta)
     if lost := sorted(f"self.{name}" for path, name in found if path in written):
         raise NotPossible(f"it keeps something for later in {', '.join(lost)}")
 

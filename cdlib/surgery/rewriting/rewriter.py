@@ -12,7 +12,7 @@ from torch import nn
 from cdlib.errors import CdlibError
 from cdlib.graph import Graph, Inputs, record, tensors
 from cdlib.grouping import Ids, Key, choose_reshapes
-from cdlib.surgery.prediction import Prediction, gone
+from cdlib.surgery.prediction import Prediction, gone, runs_as
 from cdlib.surgery.rewriting.module import Rewritten
 from cdlib.surgery.rewriting.recording import (
     SAMPLES,
@@ -64,8 +64,7 @@ class Rewriter:
         CdlibError
             If even the whole network cannot be rewritten.
         """
-        if not self._recorded:
-            self._recorded = [self._record(samples) for samples in SAMPLES]
+        self._look()
         why = one_line(error) if error else "its Python code computes something else"
         while True:
             if self._done.get(name) != self._flat:
@@ -79,6 +78,27 @@ class Rewriter:
             if not name:
                 raise CdlibError(f"{type(self._model).__name__} cannot be cut so that it computes the same ({why}).")
             name = name.rpartition(".")[0]
+
+    def trains_alike(self, small: nn.Module, name: str) -> bool:
+        """Whether a module of the cut network also does in training mode what is predicted; False if nothing can be."""
+        self._look()
+        original, on_meta = self._model.get_submodule(name), self.prediction.graph.on_meta
+        for call in self._calls(self.prediction, name):
+            try:
+                alone = by_itself(original, call, on_meta=on_meta, sizes=Unchanged(call.graph))
+                if call.runs_what(alone):
+                    continue
+                found = placed(call, alone, self._slices, self._first)
+                cut = by_itself(small.get_submodule(name), found, on_meta=on_meta, sizes=found.prediction)
+            except NotPossible:
+                return False
+            if not runs_as(found.prediction, found.graph, cut):
+                return False
+        return True
+
+    def _look(self) -> None:
+        if not self._recorded:
+            self._recorded = [self._record(samples) for samples in SAMPLES]
 
     def _replace_others(self, small: nn.Module, name: str) -> nn.Module:
         """Rewrite the other modules of the class of one, those that are affected and can be."""
@@ -147,9 +167,7 @@ class Rewriter:
 
         Those that would run other operators in another precision are kept to theirs.
         """
-        for name in sorted(
-            self._done, key=lambda name: (-len(name.split(".")) if name else 0, name)
-        ):  # inner ones first
+        for name in sorted(self._done, key=lambda name: (-len(name.split(".")) * bool(name), name)):  # inner ones first
             module = small.get_submodule(name)
             assert isinstance(module, Rewritten)
             try:
@@ -164,7 +182,8 @@ class Rewriter:
 
         Else it is recorded by itself, and tried.
         """
-        original, inference, alone = self._model.get_submodule(name), self._called(name), self._alone(name)
+        inference, alone = self._called(name), self._alone(name)
+        original = self._model.get_submodule(name)
         check_state(original, inference[0], alone[0])
         if self._written(name, alone, original).same_as(self._whole(name)):
             return module.code
@@ -182,51 +201,36 @@ class Rewriter:
         """The first call of a module in each recording."""
         return [self._calls(p, name)[0] for p in self._recorded]
 
-    def _whole(self, name: str) -> Writer:
+    def _whole(self, name: str, training: bool = False) -> Writer:
         """The code of a module from which nothing is gone."""
         found = [Recording(Unchanged(r.graph), r.graph, r.call, r.flat) for r in self._called(name)]
-        return self._written(name, found, self._model.get_submodule(name))
+        return self._written(name, self._alone(name) if training else found, self._model.get_submodule(name))
 
     def _alone(self, name: str) -> list[Recording]:
         """A module from which nothing is gone, by itself in training mode."""
-        original = self._model.get_submodule(name)
+        original, on_meta = self._model.get_submodule(name), self.prediction.graph.on_meta
         flat = {other[len(name) + 1 :] if name else other for other in self._flat if inside(other, name)}
-        graphs = [
-            by_itself(original, r, on_meta=self.prediction.graph.on_meta, sizes=Unchanged(r.graph))
-            for r in self._called(name)
-        ]
+        graphs = [by_itself(original, r, on_meta=on_meta, sizes=Unchanged(r.graph)) for r in self._called(name)]
         return [Recording(Unchanged(graph), graph, graph.calls[-1], flat) for graph in graphs]
 
     def _keep_precision(self, small: nn.Module) -> None:
-        """Record the network in another precision, and have the modules refuse it that run other operators then."""
-        own = {t.dtype for t in (*self._model.parameters(), *tensors(self._inputs)) if t.is_floating_point()}
+        """Record the network in another precision; modules whose code is other code then are kept to theirs."""
+        own = {t.dtype for t in (*self._model.parameters(), *tensors(self._inputs))}
         dtype = torch.float16 if torch.bfloat16 in own else torch.bfloat16
         inputs = self._inputs.map(lambda t: t.to(dtype) if t.is_floating_point() else t)
-        other: Rewriter | None = None
+        follow: set[str] = set()
         with suppress(Exception):
             other = Rewriter(copy.deepcopy(self._model).to(dtype), inputs, {}, None)
             other._flat = self._flat
-            for samples in SAMPLES:
-                graph, error = record(other._model, inputs.repeated(samples), closely=True)
-                other._recorded += [Unchanged(graph)] if error is None else []
-        for name in self._done:
-            module = small.get_submodule(name)
-            assert isinstance(module, Rewritten)
-            if not other or not self._follows(name, other, dtype, bool(module.training_code)):
-                module.keep_precision([v.dtype for v in self._called(name)[0].inputs()])
+            graphs = [record(other._model, inputs.repeated(n), closely=True)[0] for n in SAMPLES]
+            other._recorded = [Unchanged(graph) for graph in graphs]
+            follow = {name for name in self._done if self._follows(name, small, other, dtype)}
+        for name in self._done.keys() - follow:
+            small.get_submodule(name).keep_precision([v.dtype for v in self._called(name)[0].inputs()])  # type: ignore
 
-    def _follows(self, name: str, other: Rewriter, dtype: torch.dtype, training: bool) -> bool:
-        """Whether a module runs the same operators in another precision."""
-        if len(other._recorded) < len(SAMPLES) or not all(other._calls(p, name) for p in other._recorded):
-            return False
-        try:
-            whole = self._whole(name).same_as(other._whole(name), dtype)
-            mine, its = (r._model.get_submodule(name) for r in (self, other))
-            return whole and (
-                not training
-                or self._written(name, self._alone(name), mine).same_as(
-                    other._written(name, other._alone(name), its), dtype
-                )
-            )
-        except NotPossible:
-            return False
+    def _follows(self, name: str, small: nn.Module, other: Rewriter, dtype: torch.dtype) -> bool:
+        """Whether the code of a module in another precision is the same, in all modes that it has."""
+        modes = (False, True) if small.get_submodule(name).training_code else (False,)
+        with suppress(NotPossible, IndexError):
+            return all(self._whole(name, mode).same_as(other._whole(name, mode), dtype) for mode in modes)
+        return False

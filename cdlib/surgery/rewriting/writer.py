@@ -73,15 +73,10 @@ class Writer:
         self.types = {name: kind for name, kind in text.globals.items() if isinstance(kind, type) and name in self.code}
 
     def same_as(self, other: Writer, dtype: torch.dtype | None = None) -> bool:
-        """Whether another code is the same, with the same constants; those of that one in a precision if it is given."""
+        """Whether another code is the same, with the same constants (in another precision, if it is of that)."""
         mine, its = ((w.code, w.takes.shapes, w.takes.first, list(w.constants)) for w in (self, other))
-        constants = {
-            name: t.to(dtype) if dtype and t.is_floating_point() else t for name, t in self.constants.items()
-        }
-        return mine == its and all(
-            t.dtype == other.constants[name].dtype and torch.equal(t, other.constants[name])
-            for name, t in constants.items()
-        )
+        cast = {name: t.to(dtype) if dtype and t.is_floating_point() else t for name, t in self.constants.items()}
+        return mine == its and all(_equal(t, other.constants[name]) for name, t in cast.items())
 
     def _takes(self) -> tuple[Takes, list[Value]]:
         """What the code takes, and the tensors among that in the recording with few samples."""
@@ -276,6 +271,10 @@ def _with_getattr(code: str) -> str:
     ) != code:
         code = found
     return code
+
+
+def _equal(a: Tensor, b: Tensor) -> bool:
+    return a.dtype == b.dtype and torch.equal(a, b)
 
 
 def _returns_list(op: Op) -> bool:

@@ -112,10 +112,9 @@ def cut(model: nn.Module, groups: Groups, slices: Mapping[Key, Ids]) -> nn.Modul
         after, error = run(small, args, on_meta=walk.graph.on_meta)
         wrong = first_difference(prediction, after)
         if wrong is None and error is None:
-            guessed = [name for name in guesses.made if not rewriter.trains_alike(small, name)]
-            if not guessed:
+            wrong = next(((name, None) for name in guesses.made if not rewriter.trains_alike(small, name)), None)
+            if wrong is None:
                 break
-            wrong = guessed[0], None
         module, op = wrong or ("", None)
         if guesses.make(module, op, prediction):
             continue

@@ -32,13 +32,7 @@ from cdlib.text import one_line
 class Rewriter:
     """Replaces modules of a network that was cut; records the whole network when it is first needed."""
 
-    def __init__(
-        self,
-        model: nn.Module,
-        inputs: Inputs,
-        slices: Mapping[Key, Ids],
-        training: Graph | None,
-    ) -> None:
+    def __init__(self, model: nn.Module, inputs: Inputs, slices: Mapping[Key, Ids], training: Graph | None) -> None:
         self._model, self._inputs, self._slices = model, inputs, slices
         self._training = training
         self._recorded: list[Prediction] = []
@@ -86,13 +80,12 @@ class Rewriter:
         for call in self._calls(self.prediction, name):
             try:
                 alone = by_itself(original, call, on_meta=on_meta, sizes=Unchanged(call.graph))
-                if call.runs_what(alone):
-                    continue
-                found = placed(call, alone, self._slices, self._first)
-                cut = by_itself(small.get_submodule(name), found, on_meta=on_meta, sizes=found.prediction)
+                if not call.runs_what(alone):
+                    found = placed(call, alone, self._slices, self._first)
+                    cut = by_itself(small.get_submodule(name), found, on_meta=on_meta, sizes=found.prediction)
+                    if not runs_as(found.prediction, found.graph, cut):
+                        return False
             except NotPossible:
-                return False
-            if not runs_as(found.prediction, found.graph, cut):
                 return False
         return True
 
@@ -226,7 +219,9 @@ class Rewriter:
             other._recorded = [Unchanged(graph) for graph in graphs]
             follow = {name for name in self._done if self._follows(name, small, other, dtype)}
         for name in self._done.keys() - follow:
-            small.get_submodule(name).keep_precision([v.dtype for v in self._called(name)[0].inputs()])  # type: ignore
+            module = small.get_submodule(name)
+            assert isinstance(module, Rewritten)
+            module.keep_precision([value.dtype for value in self._called(name)[0].inputs()])
 
     def _follows(self, name: str, small: nn.Module, other: Rewriter, dtype: torch.dtype) -> bool:
         """Whether the code of a module in another precision is the same, in all modes that it has."""

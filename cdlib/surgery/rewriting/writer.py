@@ -76,7 +76,8 @@ class Writer:
         """Whether another code is the same, with the same constants (in another precision, if it is of that)."""
         mine, its = ((w.code, w.takes.shapes, w.takes.first, list(w.constants)) for w in (self, other))
         cast = {name: t.to(dtype) if dtype and t.is_floating_point() else t for name, t in self.constants.items()}
-        return mine == its and all(_equal(t, other.constants[name]) for name, t in cast.items())
+        both = [(t, other.constants.get(name, t)) for name, t in cast.items()]
+        return mine == its and all(a.dtype == b.dtype and torch.equal(a, b) for a, b in both)
 
     def _takes(self) -> tuple[Takes, list[Value]]:
         """What the code takes, and the tensors among that in the recording with few samples."""
@@ -271,10 +272,6 @@ def _with_getattr(code: str) -> str:
     ) != code:
         code = found
     return code
-
-
-def _equal(a: Tensor, b: Tensor) -> bool:
-    return a.dtype == b.dtype and torch.equal(a, b)
 
 
 def _returns_list(op: Op) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Container, Mapping
+from collections.abc import Callable, Container, Mapping
 from dataclasses import replace
 from itertools import takewhile
 from typing import Any, NamedTuple
@@ -56,13 +56,12 @@ class Recording(NamedTuple):
 
     def runs_what(self, alone: Graph) -> bool:
         """Whether the module's own code calls the operators that it does by itself, with the same numbers."""
-        own = [op for op in self.graph.ops[self.call.start : self.call.stop] if op.module == self.name]
-        both = (own, [op for op in alone.ops if not op.module])
-        called, other = (
-            [(op.target, [x.shape if isinstance(x, Value) else x for x in leaves((op.args, op.kwargs))]) for op in ops]
-            for ops in both
-        )
-        return called == other
+        own, others = self.own_ops({self.name}), [op for op in alone.ops if not op.module]
+        return _match(own, others, lambda a, b: a.shape == b.shape if isinstance(a, Value) else a == b)
+
+    def own_ops(self, modules: Container[str]) -> list[Op]:
+        """The operators that the code of some modules called."""
+        return [op for op in self.graph.ops[self.call.start : self.call.stop] if op.module in modules]
 
     def written_out(self) -> set[str]:
         """Its own name and those of the submodules in it that are not called: the modules whose code it replaces."""
@@ -141,6 +140,28 @@ def check_state(module: nn.Module, recorded: Recording, alone: Recording) -> Non
     written = alone.written_out()
     if lost := sorted(f"self.{name}" for path, name in found if path in written):
         raise NotPossible(f"it keeps something for later in {', '.join(lost)}")
+
+
+def follows(mine: Recording, other: Recording, own: Container[torch.dtype], dtype: torch.dtype) -> bool:
+    """Whether the operators that are written out also run in a network in which `own` types have become another."""
+    inputs = [next((v.dtype for v in r.inputs() if v.dtype.is_floating_point), None) for r in (mine, other)]
+
+    def fits(a: Any, b: Any) -> bool:
+        if isinstance(a, Value):
+            kept = a.index in mine.graph.constants and a.dtype.is_floating_point  # a buffer, which is converted
+            return bool(b.dtype == (dtype if kept or a.dtype in own else a.dtype))
+        if isinstance(a, torch.dtype):
+            return bool(b == (inputs[1] if a == inputs[0] else a))
+        return bool(a == b)
+
+    return _match(*(r.own_ops(mine.written_out()) for r in (mine, other)), fits)
+
+
+def _match(ops: list[Op], others: list[Op], fits: Callable[[Any, Any], bool]) -> bool:
+    """Whether the same operators were called, with arguments and results that fit in pairs."""
+    both = [[x for op in one for x in (op.target, *leaves((op.args, op.kwargs, op.outputs)))] for one in (ops, others)]
+    same = len(both[0]) == len(both[1])
+    return same and all(type(a) is type(b) and fits(a, b) for a, b in zip(*both, strict=True))
 
 
 def _alike(module: nn.Module, recorded: Recording, sizes: Prediction) -> Inputs:

@@ -21,6 +21,7 @@ from cdlib.surgery.rewriting.recording import (
     Unchanged,
     by_itself,
     check_state,
+    follows,
     inside,
     placed,
     values,
@@ -156,10 +157,7 @@ class Rewriter:
         return Writer(both[0], both[1], names, module)
 
     def finish(self, small: nn.Module) -> None:
-        """Give the modules that were rewritten their code for training mode, where there can be one.
-
-        Those that would run other operators in another precision are kept to theirs.
-        """
+        """Give the modules that were rewritten their code for training mode, where there can be one, and precision."""
         for name in sorted(self._done, key=lambda name: (-len(name.split(".")) * bool(name), name)):  # inner ones first
             module = small.get_submodule(name)
             assert isinstance(module, Rewritten)
@@ -175,10 +173,11 @@ class Rewriter:
 
         Else it is recorded by itself, and tried.
         """
-        inference, alone = self._called(name), self._alone(name)
-        original = self._model.get_submodule(name)
+        original, inference = self._model.get_submodule(name), [self._calls(p, name)[0] for p in self._recorded]
+        alone = [self._alone(name, r) for r in inference]
         check_state(original, inference[0], alone[0])
-        if self._written(name, alone, original).same_as(self._whole(name)):
+        full = [Recording(Unchanged(r.graph), r.graph, r.call, r.flat) for r in inference]
+        if self._written(name, alone, original).same_as(self._written(name, full, original)):
             return module.code
         found = [placed(r, a.graph, self._slices, self._first) for r, a in zip(inference, alone, strict=True)]
         writer = self._written(name, found, module)
@@ -190,42 +189,29 @@ class Rewriter:
             raise NotPossible("its results would have other shapes")
         return writer.code
 
-    def _called(self, name: str) -> list[Recording]:
-        """The first call of a module in each recording."""
-        return [self._calls(p, name)[0] for p in self._recorded]
-
-    def _whole(self, name: str, training: bool = False) -> Writer:
-        """The code of a module from which nothing is gone."""
-        found = [Recording(Unchanged(r.graph), r.graph, r.call, r.flat) for r in self._called(name)]
-        return self._written(name, self._alone(name) if training else found, self._model.get_submodule(name))
-
-    def _alone(self, name: str) -> list[Recording]:
+    def _alone(self, name: str, recorded: Recording) -> Recording:
         """A module from which nothing is gone, by itself in training mode."""
-        original, on_meta = self._model.get_submodule(name), self.prediction.graph.on_meta
+        original, unchanged = self._model.get_submodule(name), Unchanged(recorded.graph)
+        graph = by_itself(original, recorded, on_meta=self.prediction.graph.on_meta, sizes=unchanged)
         flat = {other[len(name) + 1 :] if name else other for other in self._flat if inside(other, name)}
-        graphs = [by_itself(original, r, on_meta=on_meta, sizes=Unchanged(r.graph)) for r in self._called(name)]
-        return [Recording(Unchanged(graph), graph, graph.calls[-1], flat) for graph in graphs]
+        return Recording(Unchanged(graph), graph, graph.calls[-1], flat)
 
     def _keep_precision(self, small: nn.Module) -> None:
-        """Record the network in another precision; modules whose code is other code then are kept to theirs."""
-        own = {t.dtype for t in (*self._model.parameters(), *tensors(self._inputs))}
+        """Record the network in another precision; modules that run other operators then are kept to theirs."""
+        own = {t.dtype for t in (*self._model.parameters(), *tensors(self._inputs)) if t.is_floating_point()}
         dtype = torch.float16 if torch.bfloat16 in own else torch.bfloat16
         inputs = self._inputs.map(lambda t: t.to(dtype) if t.is_floating_point() else t)
         follow: set[str] = set()
         with suppress(Exception):
             other = Rewriter(copy.deepcopy(self._model).to(dtype), inputs, {}, None)
-            other._flat = self._flat
-            graphs = [record(other._model, inputs.repeated(n), closely=True)[0] for n in SAMPLES]
-            other._recorded = [Unchanged(graph) for graph in graphs]
-            follow = {name for name in self._done if self._follows(name, small, other, dtype)}
+            graph, _ = record(other._model, inputs.repeated(SAMPLES[0]), closely=True)
+            other._recorded, other._flat = [Unchanged(graph)], self._flat
+            both = {name: [r._calls(r.prediction, name)[0] for r in (self, other)] for name in self._done}
+            follow = {name for name, (mine, its) in both.items() if follows(mine, its, own, dtype)}
+            for name in [name for name in follow if small.get_submodule(name).training_code]:
+                mine, its = (r._alone(name, called) for r, called in zip((self, other), both[name], strict=True))
+                follow -= set() if follows(mine, its, own, dtype) else {name}
         for name in self._done.keys() - follow:
             module = small.get_submodule(name)
             assert isinstance(module, Rewritten)
-            module.keep_precision([value.dtype for value in self._called(name)[0].inputs()])
-
-    def _follows(self, name: str, small: nn.Module, other: Rewriter, dtype: torch.dtype) -> bool:
-        """Whether the code of a module in another precision is the same, in all modes that it has."""
-        modes = (False, True) if small.get_submodule(name).training_code else (False,)
-        with suppress(NotPossible, IndexError):
-            return all(self._whole(name, mode).same_as(other._whole(name, mode), dtype) for mode in modes)
-        return False
+            module.keep_precision([value.dtype for value in self._calls(self.prediction, name)[0].inputs()])

@@ -72,12 +72,10 @@ class Writer:
         self.code = _with_getattr(text.src.strip() + "\n")
         self.types = {name: kind for name, kind in text.globals.items() if isinstance(kind, type) and name in self.code}
 
-    def same_as(self, other: Writer, dtype: torch.dtype | None = None) -> bool:
-        """Whether another code is the same, with the same constants (in another precision, if it is of that)."""
+    def same_as(self, other: Writer) -> bool:
+        """Whether another code is the same, with the same constants."""
         mine, its = ((w.code, w.takes.shapes, w.takes.first, list(w.constants)) for w in (self, other))
-        cast = {name: t.to(dtype) if dtype and t.is_floating_point() else t for name, t in self.constants.items()}
-        both = [(t, other.constants.get(name, t)) for name, t in cast.items()]
-        return mine == its and all(a.dtype == b.dtype and torch.equal(a, b) for a, b in both)
+        return mine == its and all(torch.equal(t, other.constants[name]) for name, t in self.constants.items())
 
     def _takes(self) -> tuple[Takes, list[Value]]:
         """What the code takes, and the tensors among that in the recording with few samples."""

@@ -154,7 +154,7 @@ def follows(mine: Recording, other: Recording, own: Container[torch.dtype], dtyp
             return bool(b == (inputs[1] if a == inputs[0] else a))
         return bool(a == b)
 
-    return _match(*(r.own_ops(mine.written_out()) for r in (mine, other)), fits)
+    return _match(mine.own_ops(mine.written_out()), other.own_ops(mine.written_out()), fits)
 
 
 def _match(ops: list[Op], others: list[Op], fits: Callable[[Any, Any], bool]) -> bool:

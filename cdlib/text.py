@@ -7,11 +7,20 @@ from collections.abc import Iterable
 
 import numpy as np
 
+from cdlib.errors import CdlibError
+
 
 def one_line(error: BaseException, limit: int = 160) -> str:
-    """Return an error as one line, such as ``ValueError: no such file``; `limit` is for the length of its message."""
-    message = " ".join(str(error).split())[:limit]
-    return f"{type(error).__name__}: {message}" if message else type(error).__name__
+    """Return an error as one line, such as ``ValueError: no such file``, with its cause in brackets if it names one.
+
+    `limit` is for the length of each message. A `CdlibError` is its message, whole: it is one line, and the reason
+    stands last in it.
+    """
+    message = " ".join(str(error).split())
+    if isinstance(error, CdlibError):
+        return message.rstrip(".")
+    found = f"{type(error).__name__}: {message[:limit]}" if message else type(error).__name__
+    return f"{found} ({one_line(error.__cause__, limit)})" if error.__cause__ else found
 
 
 def mean_and_spread(values: Iterable[float], *, factor: float = 1.0, digits: int = 1, sign: bool = False) -> str:

@@ -54,6 +54,14 @@ def test_an_error_is_one_line() -> None:
     assert one_line(OSError("abcdef"), 3) == "OSError: abc"
 
 
+def test_an_error_keeps_the_innermost_reason() -> None:
+    inner = CdlibError(f"{'x' * 300} (ValueError: the reason).")
+    assert one_line(inner) == f"{'x' * 300} (ValueError: the reason)"
+    outer = RuntimeError("o" * 200)
+    outer.__cause__ = inner
+    assert one_line(outer) == f"RuntimeError: {'o' * 160} ({'x' * 300} (ValueError: the reason))"
+
+
 def test_mean_and_spread_by_hand() -> None:
     nbsp = "\u00a0"
     assert mean_and_spread([1.0, 2.0, 3.0]) == f"2.0{nbsp}±{nbsp}1.0"  # squares of deviations 1 + 0 + 1, over 2

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from cdlib.graph.inputs import ExampleInput, Inputs
-from cdlib.graph.tracing import capture, in_mode, record, run
+from cdlib.graph.tracing import capture, changes, in_mode, record, run
 from cdlib.graph.trees import leaves, map_tensors, tensors
 from cdlib.graph.types import Call, Graph, Op, Value
 
@@ -15,6 +15,7 @@ __all__ = [
     "Op",
     "Value",
     "capture",
+    "changes",
     "in_mode",
     "leaves",
     "map_tensors",

@@ -12,6 +12,7 @@ from torch._C import DisableTorchFunction
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
 from cdlib.graph.inputs import Inputs
+from cdlib.graph.state import drawn
 from cdlib.graph.trees import leaves, map_tensors, tensors
 from cdlib.graph.types import Call, Graph, Kind, Op, Value
 from cdlib.torch_state import bytes_held
@@ -20,12 +21,17 @@ from cdlib.torch_state import bytes_held
 class Recorder(TorchDispatchMode):
     """Sees every operator of the run. Tensors are kept until the end, so that an `id` names one tensor only."""
 
-    def __init__(self, model: nn.Module, on_meta: bool) -> None:
+    def __init__(self, model: nn.Module, on_meta: bool, closely: bool = False) -> None:
         super().__init__()
+        self.closely, self.gradients = closely, True
+        self.function = ""  # the autograd.Function that runs, if one does
+        self._drawn, self._inference_around = drawn() if closely else b"", torch.is_inference_mode_enabled()
         modules = dict(model.named_modules())
         self.graph = Graph(modules=modules, on_meta=on_meta)
         self._module_names = {id(module): name for name, module in modules.items()}
-        self._stack: list[tuple[str, int, int]] = [("", 0, 0)]  # calls: the module, the call's number, first operator
+        self._stack: list[tuple[str, int, int, bool | str]] = [
+            ("", 0, 0, True)
+        ]  # calls: module, number, first op, mode
         self._calls = 0
         self._keep: list[Tensor] = []
         self._values: dict[int, Value] = {}
@@ -44,20 +50,30 @@ class Recorder(TorchDispatchMode):
 
     def enter_module(self, module: nn.Module, args: Any) -> None:
         """Note that a module is called."""
+        self._look_at_draws()
         self._calls += 1
         name = self._module_names.get(id(module), self._stack[-1][0])
-        self._stack.append((name, self._calls, len(self.graph.ops)))
+        self._stack.append((name, self._calls, len(self.graph.ops), self._mode()))
 
     def leave_module(self, module: nn.Module, args: Any, *kwargs_and_output: Any) -> None:
         """Note that the last module called returns. There are no keyword arguments if it raised."""
-        name, _, start = self._stack.pop()
+        self._look_at_draws()
+        name, _, start, mode = self._stack.pop()
         if len(kwargs_and_output) != 2 and self.graph.failed_in is None:
             self.graph.failed_in = name
         elif len(kwargs_and_output) == 2 and id(module) in self._module_names:
             with DisableTorchFunction():
                 given = map_tensors(self.value, (args, kwargs_and_output[0]))
                 output = map_tensors(self.value, kwargs_and_output[1])
-            self.graph.calls.append(Call(name, start, len(self.graph.ops), given, output))
+            self.graph.calls.append(Call(name, start, len(self.graph.ops), given, output, mode))
+
+    def _mode(self) -> bool | str:
+        return self.function or (self.gradients and torch.is_inference_mode_enabled() == self._inference_around)
+
+    def _look_at_draws(self) -> None:
+        if self.closely and (now := drawn()) != self._drawn:
+            self.graph.draws.add(self._stack[-1][0])
+            self._drawn = now
 
     # Tensors.
 
@@ -170,8 +186,8 @@ class Recorder(TorchDispatchMode):
             for t in returned:
                 self._forget_if_resized(t)
         outputs = tuple(self._output(t, read, "activation" if computed else "constant") for t in returned)
-        module, call, _ = self._stack[-1]
-        self.graph.ops.append(Op(len(self.graph.ops), func, module, call, args, kwargs, outputs))
+        module, call, *_ = self._stack[-1]
+        self.graph.ops.append(Op(len(self.graph.ops), func, module, call, args, kwargs, outputs, self._mode()))
 
     def _output(self, t: Tensor, read: dict[int, Value], kind: Kind) -> Value:
         value = self._new(t, kind)

@@ -14,7 +14,7 @@ operator, as the CPU and GPU kernels run it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import Any
 from unittest import mock
@@ -35,13 +35,11 @@ from torch.overrides import TorchFunctionMode
 from cdlib.errors import CdlibError
 from cdlib.graph.inputs import ExampleInput, Inputs
 from cdlib.graph.recorder import Recorder
+from cdlib.graph.state import kept, snapshot
 from cdlib.graph.trees import tensors
 from cdlib.graph.types import Graph
 from cdlib.text import one_line
 from cdlib.torch_state import check_module, check_shapes
-
-_HOOKS = set(vars(nn.Module())) - {"_parameters", "_buffers", "_modules"}
-"""What every module keeps for hooks and settings: many, nearly always empty, and nothing that a forward writes to."""
 
 _AUTOCAST = ("cpu", "cuda", "mps", "xpu")
 """The devices for which PyTorch has an autocast."""
@@ -86,14 +84,16 @@ def capture(
     return graph
 
 
-def record(model: nn.Module, inputs: Inputs, *, autocast: bool = False) -> tuple[Graph, Exception | None]:
+def record(
+    model: nn.Module, inputs: Inputs, *, autocast: bool = False, closely: bool = False
+) -> tuple[Graph, Exception | None]:
     """Run a network once in evaluation mode, on meta tensors where it can; return what `run` does."""
     held_on_meta = any(t.is_meta for t in [*model.parameters(), *model.buffers()])
     if held_on_meta or not (_has_hooks(model) or (autocast and any(map(torch.is_autocast_enabled, _AUTOCAST)))):
-        graph, error = run(model, inputs, on_meta=True, autocast=autocast)
+        graph, error = run(model, inputs, on_meta=True, autocast=autocast, closely=closely)
         if error is None or held_on_meta:
             return graph, error
-    return run(model, inputs, on_meta=False, autocast=autocast)
+    return run(model, inputs, on_meta=False, autocast=autocast, closely=closely)
 
 
 def _has_hooks(model: nn.Module) -> bool:
@@ -106,21 +106,39 @@ def _has_hooks(model: nn.Module) -> bool:
 
 
 def run(
-    model: nn.Module, inputs: Inputs, *, on_meta: bool, training: bool = False, autocast: bool = False
+    model: nn.Module,
+    inputs: Inputs,
+    *,
+    on_meta: bool,
+    training: bool = False,
+    autocast: bool = False,
+    closely: bool = False,
 ) -> tuple[Graph, Exception | None]:
     """Run a network once, and return what ran and what it raised, if it did not come to its end.
 
     With `training`, every module is in training mode meanwhile. Under `autocast`, every cast of a weight is recorded.
+    `closely` also records what code does that is no operator: it turns gradients off, or draws numbers in Python.
     """
-    recorder = Recorder(model, on_meta)
+    recorder = Recorder(model, on_meta, closely)
     try:
         inputs = recorder.enter_inputs(inputs)
-        with _autocast(autocast), in_mode(model, recorder, training), recorder:
+        with _autocast(autocast), in_mode(model, recorder, training), recorder, _gradients(recorder):
             outputs = inputs.call(model)
         recorder.graph.outputs = tuple(recorder.value(t) for t in tensors(outputs))
     except Exception as error:
         return recorder.graph, error
     return recorder.graph, None
+
+
+def changes(model: nn.Module, inputs: Inputs, *, on_meta: bool) -> set[tuple[str, str]]:
+    """Return what a second call in training mode changes for the next one: attributes of modules, by their names."""
+    recorder = Recorder(model, on_meta)
+    once, again = recorder.enter_inputs(inputs), recorder.enter_inputs(inputs)
+    with _autocast(False), in_mode(model, recorder, training=True), recorder:
+        once.call(model)
+        changed = kept(model)
+        again.call(model)
+        return changed()
 
 
 @contextmanager
@@ -142,7 +160,7 @@ def in_mode(model: nn.Module, recorder: Recorder, training: bool = False) -> Ite
     with ExitStack() as undo:
         undo.callback(torch.backends.mha.set_fastpath_enabled, torch.backends.mha.get_fastpath_enabled())
         torch.backends.mha.set_fastpath_enabled(False)
-        undo.callback(_snapshot(model))
+        undo.callback(snapshot(model))
         devices = {parameter.device for parameter in model.parameters() if parameter.is_cuda}
         undo.enter_context(torch.random.fork_rng(devices=devices))
         for module in model.modules():
@@ -151,8 +169,30 @@ def in_mode(model: nn.Module, recorder: Recorder, training: bool = False) -> Ite
         undo.enter_context(register_module_forward_hook(recorder.leave_module, with_kwargs=True, always_call=True))
         # PyTorch's own functions, multi-head attention among them, run without the mode that sees all other calls.
         undo.enter_context(mock.patch.object(F, "scaled_dot_product_attention", attention.called))
-        undo.enter_context(attention)
         undo.enter_context(torch.no_grad())
+        undo.enter_context(attention)
+        yield
+
+
+@contextmanager
+def _gradients(recorder: Recorder) -> Iterator[None]:
+    """Have code that runs without gradients believe that they are on where it did not turn them off; note where it did.
+
+    A recording keeps no gradients. That they are turned off or on again, PyTorch tells the mode that sees attention.
+    """
+    original = torch.autograd.Function.__dict__["apply"]
+
+    def apply(kind: type, *args: Any, **kwargs: Any) -> Any:
+        outer, recorder.function = recorder.function, recorder.function or kind.__name__
+        try:
+            return original.__get__(None, kind)(*args, **kwargs)
+        finally:
+            recorder.function = outer
+
+    with ExitStack() as undo:
+        if recorder.closely:
+            undo.enter_context(mock.patch.object(torch.autograd.Function, "apply", classmethod(apply)))
+            undo.enter_context(mock.patch.object(torch, "is_grad_enabled", lambda: recorder.gradients))
         yield
 
 
@@ -166,6 +206,9 @@ class _Attention(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func in _ATTENTION:
             return self.called(*args, **(kwargs or {}))
+        if func is torch._C._set_grad_enabled and self._recorder.closely:
+            self._recorder.gradients = args[0]
+            return None
         return func(*args, **(kwargs or {}))
 
     def called(self, *args: Any, **kwargs: Any) -> Any:
@@ -179,22 +222,3 @@ _ATTENTION = {
     torch.ops.aten.scaled_dot_product_attention,
     torch.ops.aten.scaled_dot_product_attention.default,
 }
-
-
-def _snapshot(model: nn.Module) -> Callable[[], None]:
-    """Return what puts back all that a forward might change: attributes, entries of containers, values of buffers."""
-    held = [vars(module) for module in model.modules() if not isinstance(module, torch.jit.ScriptModule)]
-    every = [(name, value) for attributes in held for name, value in attributes.items() if name not in _HOOKS]
-    containers = [value for _, value in every if isinstance(value, dict | list | set)]
-    contents: list[tuple[Any, Any]] = [(kept, kept.copy()) for kept in (*held, *containers)]
-    buffers = [(b, b._version, b.detach().clone()) for b in model.buffers() if not b.is_inference()]
-
-    def restore() -> None:
-        for kept, content in contents:
-            kept.clear()
-            kept.extend(content) if isinstance(kept, list) else kept.update(content)
-        for buffer, version, before in buffers:
-            if buffer._version != version:
-                buffer.copy_(before)
-
-    return restore

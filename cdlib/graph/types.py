@@ -48,6 +48,7 @@ class Op:
     args: tuple[Any, ...]  #: What it was called with, every tensor replaced by its `Value`.
     kwargs: dict[str, Any]  #: Likewise, by name.
     outputs: tuple[Value, ...]  #: What it returned. An in-place operator returns the `Value` that it was given.
+    gradients: bool | str = True  #: Whether code had not turned them off; the name of the autograd.Function it is in.
 
     @property
     def name(self) -> str:
@@ -75,6 +76,7 @@ class Call:
     stop: int
     inputs: tuple[Any, Any]  #: Its positional and its keyword arguments, every tensor replaced by its `Value`.
     outputs: Any  #: What it returned, likewise.
+    gradients: bool | str = True  #: As for an operator, where it was called.
 
 
 @dataclass(eq=False)
@@ -93,6 +95,7 @@ class Graph:
     modules: dict[str, nn.Module] = field(default_factory=dict)  #: Every module of the network by its qualified name.
     constants: dict[int, Tensor] = field(default_factory=dict)
     on_meta: bool = True  #: Whether the run was made of shapes only (True) or of real numbers.
+    draws: set[str] = field(default_factory=set)  #: Modules whose code drew numbers in Python (recorded closely only).
     failed_in: str | None = None  #: If the run raised, the name of the innermost module that did.
 
     @cached_property

@@ -135,7 +135,7 @@ def _recipe(model: nn.Module) -> dict[str, Any] | None:
 
 
 def _misfit(file: Path, kind: str, error: Exception, model: nn.Module | None) -> str:
-    why = str(error).rstrip(".") if isinstance(error, CdlibError) else one_line(error)
+    why = one_line(error)
     do = "pass the network as it was before anything was removed"
     if model is None:
         do = f"if the network was changed after it was built, {do}: load(path, model=...)"

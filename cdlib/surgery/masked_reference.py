@@ -76,6 +76,8 @@ class _Masking(TorchDispatchMode):
     before: the recorded run has other operators in between where it builds constants.
     """
 
+    closely = False  # as for a recorder
+
     def __init__(self, prediction: Prediction) -> None:
         super().__init__()
         self._prediction = prediction

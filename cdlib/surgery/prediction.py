@@ -139,6 +139,14 @@ def first_difference(prediction: Prediction, after: Graph) -> tuple[str, Op | No
     return (missing.module, missing) if missing is not None else None
 
 
+def runs_as(prediction: Prediction, expected: Graph, actual: Graph) -> bool:
+    """Whether a run of a cut module is, operator by operator, what is predicted of another one."""
+    ones, others = _compared(expected), _compared(actual)
+    return len(ones) == len(others) and all(
+        _agree(prediction, op, other) for op, other in zip(ones, others, strict=True)
+    )
+
+
 def _compared(graph: Graph) -> list[Op]:
     """The operators that compute something, without those that copy, fill memory or tell a profiler."""
     return [op for op in graph.ops if op.name not in _SILENT and op.target.namespace != "profiler"]

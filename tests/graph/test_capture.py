@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import random
+from collections import deque
+from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -93,7 +97,7 @@ def test_leaves_the_network_as_it_was(training: bool) -> None:
 
 @pytest.mark.parametrize("on_meta", [True, False])
 def test_undoes_what_a_forward_changes(on_meta: bool) -> None:
-    """Caches, counters, replaced buffers, random numbers, and an input that is overwritten."""
+    """Caches, also in plain objects, counters, replaced buffers, random numbers, and an input that is overwritten."""
 
     class Changes(nn.Module):
         def __init__(self) -> None:
@@ -102,18 +106,23 @@ def test_undoes_what_a_forward_changes(on_meta: bool) -> None:
             self.register_buffer("last", torch.zeros(2))
             self.cache: dict[str, torch.Tensor] = {}
             self.seen = None
+            self.kept = SimpleNamespace(last=None, inner=[SimpleNamespace(queue=deque([1]))])
 
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             if not on_meta:
                 assert x.sum() > 0
             self.steps += 1
-            self.cache["x"] = self.seen = x
+            self.cache["x"] = self.seen = self.kept.last = x
+            self.kept.inner[0].queue.append(x)
+            self.kept.inner[0].step = random.random() + np.random.rand()
             self.last = x[0]
             return x.mul_(2) + torch.rand(2)
 
-    model, x, rng = Changes(), torch.ones(3, 2), torch.get_rng_state()
+    model, x, rng, python = Changes(), torch.ones(3, 2), torch.get_rng_state(), random.getstate()
     assert capture(model, x).on_meta == on_meta
     assert model.steps == 0 and model.cache == {} and model.seen is None
+    inner = SimpleNamespace(queue=deque([1]))
+    assert model.kept == SimpleNamespace(last=None, inner=[inner]) and random.getstate() == python
     assert torch.equal(model.last, torch.zeros(2)) and "last" in dict(model.named_buffers())
     assert torch.equal(x, torch.ones(3, 2)) and torch.equal(torch.get_rng_state(), rng)
     model(x)

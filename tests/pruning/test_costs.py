@@ -69,14 +69,15 @@ def test_totals_are_those_of_the_cut_network(name: str) -> None:
     size = 32 if name.endswith(("_cifar", "_mini")) else 64
     model = models.build(name, 10)
     image = torch.zeros(1, model.in_channels if hasattr(model, "in_channels") else 3, size, size)
-    meter = meter_of(model, image)
+    groups = cdlib.find_groups(model, image)
+    meter = Meter(model, groups)
     full = cdlib.profile(model, image)
     assert meter.totals == {resource: getattr(full, resource) for resource in RESOURCES}
     rng = np.random.default_rng(0)
     for group, width in list(meter.kept.items()):
         for unit in rng.permutation(width)[: rng.integers(width)]:
             meter.drop(group, [int(unit)])
-    small = cdlib.profile(cdlib.remove(model, cdlib.find_groups(model, image), meter.dropped()), image)
+    small = cdlib.profile(cdlib.remove(model, groups, meter.dropped()), image)
     assert meter.totals == {resource: getattr(small, resource) for resource in RESOURCES}
     assert meter.totals["params"] < full.params
     for resource in RESOURCES:

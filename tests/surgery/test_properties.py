@@ -9,7 +9,8 @@ import copy
 import os
 from collections import Counter
 from collections.abc import Callable, Iterator
-from typing import Any
+from functools import lru_cache
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -76,21 +77,41 @@ def unstable(model: nn.Module, inputs: tuple[Any, ...]) -> bool:
     return rn.distance(rn.outputs(model, inputs), rn.outputs(model, nudged)) > 1e-10
 
 
-def check_exact(built: rn.Built, seed: int) -> None:
+class Case(NamedTuple):
+    """A network, its groups, and what was cut out of it; no check changes them."""
+
+    built: rn.Built
+    groups: cdlib.Groups
+    cuts: dict[str, nn.Module]
+
+    @classmethod
+    def of(cls, built: rn.Built) -> Case:
+        return cls(built, cdlib.find_groups(built.model, built.inputs(3)), {})
+
+    def cut(self, drop: dict[str, list[int]]) -> nn.Module:
+        if repr(drop) not in self.cuts:
+            self.cuts[repr(drop)] = cdlib.remove(self.built.model, self.groups, drop)
+        return self.cuts[repr(drop)]
+
+
+@lru_cache(maxsize=128)
+def case(recipe: rn.Recipe, seed: int) -> Case:
+    """The case of an example, which the checks draw alike."""
+    return Case.of(rn.build(recipe, seed))
+
+
+def check_exact(case: Case, seed: int) -> None:
     """Zeroing and removing the units of zero-invariant groups is the same."""
-    x = built.inputs(3)
-    groups = cdlib.find_groups(built.model, x)
+    built, groups, _ = case
     drop = chosen([g for g in groups.prunable if g.zero_invariant], seed)
-    small, zeroed = cdlib.remove(built.model, groups, drop), cdlib.zero(built.model, groups, drop)
-    assert agree(zeroed, small, built) < 1e-9
+    assert agree(cdlib.zero(built.model, groups, drop), case.cut(drop), built) < 1e-9
 
 
-def check_reference(built: rn.Built, seed: int) -> None:
+def check_reference(case: Case, seed: int) -> None:
     """Removing the units of any prunable groups gives what an independent reference gives."""
-    x = built.inputs(3)
-    groups = cdlib.find_groups(built.model, x)
+    built, groups, _ = case
     drop = chosen(groups.prunable, seed)
-    small = cdlib.remove(built.model, groups, drop)
+    small = case.cut(drop)
     same = rn.reference(built.model, rn.removed(groups, drop))
     if same is not None:
         assert agree(same, small, built) < 1e-9
@@ -101,10 +122,9 @@ def check_reference(built: rn.Built, seed: int) -> None:
     assert rn.distance(found, rn.outputs(small, built.inputs(1))) < 1e-9 or unstable(built.model, built.inputs(1))
 
 
-def check_complete(built: rn.Built, seed: int) -> None:
+def check_complete(case: Case, seed: int) -> None:
     """The slices of the units are what is cut out, no more and no less, and belong to one unit each."""
-    x = built.inputs(3)
-    groups = cdlib.find_groups(built.model, x)
+    built, groups, _ = case
     taken: dict[tuple[str, int], list[int]] = {}
     for group in groups:
         for unit in range(group.size):
@@ -117,7 +137,7 @@ def check_complete(built: rn.Built, seed: int) -> None:
     for (tensor, dim), indices in taken.items():
         assert len(indices) == len(set(indices)), f"an index of {tensor}, dimension {dim}, is in two units"
     gone = rn.removed(groups, drop := chosen(groups.prunable, seed))
-    small = cdlib.remove(built.model, groups, drop)
+    small = case.cut(drop)
     held = dict(small.named_parameters(remove_duplicate=False)) | dict(small.named_buffers(remove_duplicate=False))
     own = dict(built.model.named_parameters(remove_duplicate=False)) | dict(
         built.model.named_buffers(remove_duplicate=False)
@@ -178,11 +198,11 @@ def trained(model: nn.Module, inputs: tuple[Any, ...]) -> nn.Module | None:
     return model.eval()
 
 
-def check_usable(built: rn.Built, seed: int) -> None:
+def check_usable(case: Case, seed: int) -> None:
     """What is left trains, copies, prints, and can be pruned again."""
+    built, groups, _ = case
     x = built.inputs(3)
-    groups = cdlib.find_groups(built.model, x)
-    small = cdlib.remove(built.model, groups, chosen(groups.prunable, seed))
+    small = case.cut(chosen(groups.prunable, seed))
     repr(small), small.state_dict()
     assert rn.distance(rn.outputs(small, x), rn.outputs(copy.deepcopy(small), x)) == 0
     again = rn.Built(small, built.recipe, built.shapes)
@@ -190,7 +210,7 @@ def check_usable(built: rn.Built, seed: int) -> None:
         after = trained(small, x)
         assert after is not None, "it does not train any more"
         again = rn.Built(after, built.recipe, built.shapes)
-    check_exact(again, seed + 1)
+    check_exact(Case.of(again), seed + 1)
 
 
 def state(model: nn.Module) -> list[object]:
@@ -208,8 +228,9 @@ def state(model: nn.Module) -> list[object]:
     return found
 
 
-def check_untouched(built: rn.Built, seed: int) -> None:
+def check_untouched(case: Case, seed: int) -> None:
     """The network itself, the input and the random numbers are as before."""
+    built = case.built
     x = built.inputs(3)
     built.model.train(seed % 2 == 0)
     kept = {name: t.clone() for name, t in built.model.state_dict().items()}
@@ -275,8 +296,8 @@ def test_every_block(block: str) -> None:
             built = rn.build(rn.Recipe(rank, (rn.Step(block, a, 5 * a % 12, a),)), a)
             if built.model.takes:
                 found += 1
-                check_reference(built, 0)
-                check_exact(built, 0)
+                check_reference(alone := Case.of(built), 0)
+                check_exact(alone, 0)
                 break
     assert found > 5
 
@@ -295,9 +316,9 @@ def test_every_network(name: str, few: int) -> None:
     @modest(few)
     @given(rn.recipes, SEEDS)
     def run(recipe: rn.Recipe, seed: int) -> None:
-        built = rn.build(recipe, seed)
-        note(rn.describe(built))
-        CHECKS[name](built, seed)
+        known = case(recipe, seed)
+        note(rn.describe(known.built))
+        CHECKS[name](known, seed)
 
     run()
 

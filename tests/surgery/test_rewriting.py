@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import copy
 import io
+import random
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -196,6 +199,38 @@ def test_types_follow(kind: torch.dtype) -> None:
     expected, found = cdlib.zero(model, groups, {"a": [1]})(X), small.to(kind)(X.to(kind))
     assert found.dtype == kind
     assert (found.double() - expected).abs().max() < 0.05
+
+
+def upcast(m: Any, y: Tensor) -> Tensor:
+    return (y.float() * 300).square().sum(1, keepdim=True).sqrt().to(y.dtype) + y
+
+
+def upcast_in_training(m: Any, y: Tensor) -> Tensor:
+    return upcast(m, y) if m.training else y * 2
+
+
+def fixed_constant(m: Any, y: Tensor) -> Tensor:
+    return (y * torch.tensor([1.0, 2.0, 3.0, 4.0])).to(m.b.weight.dtype)
+
+
+@pytest.mark.parametrize("before", [torch.float32, torch.float16])
+@pytest.mark.parametrize("run", [upcast, upcast_in_training, fixed_constant])
+def test_code_that_changes_types_keeps_to_its_own(run: Callable[[Any, Tensor], Tensor], before: torch.dtype) -> None:
+    model, x = Head(run).to(before).eval(), X.to(before)
+    groups = cdlib.find_groups(model, x)
+    small, zeroed = (f(model, groups, {"a": [1]}) for f in (cdlib.remove, cdlib.zero))
+    assert rewritten(small) == [""]
+    torch.testing.assert_close(small(x), zeroed(x), rtol=1e-2, atol=1e-2)
+    other = torch.float32 if before == torch.float16 else torch.float16
+    kept, names = copy.deepcopy(small), [str(t).removeprefix("torch.") for t in (before, other)]
+    small.to(other)
+    if before == torch.float16 and run is not fixed_constant:  # all casts were recorded
+        torch.testing.assert_close(small(X.float()), zeroed.float()(X.float()), rtol=1e-2, atol=1e-2)
+        return
+    message = rf"rewritten in \[{names[0]}, {names[0]}\] and got \[{names[1]}, {names[1]}\], in which its code"
+    with pytest.raises(CdlibError, match=message):
+        small(x.to(other))
+    assert torch.equal(kept(x), small.to(before)(x)) or before == torch.float32
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -390,3 +425,181 @@ def test_forward_hooks_still_run() -> None:
     net[1].register_forward_hook(lambda m, args, y: y * 2)
     small, zeroed = (f(net, groups, {"0": [1, 3]}) for f in (cdlib.remove, cdlib.zero))
     torch.testing.assert_close(small(x), zeroed(x))
+
+
+def without_gradients(m: Any, x: Tensor) -> Tensor:
+    with torch.no_grad():
+        fixed = x * m.scale
+    with torch.inference_mode():
+        ones = torch.ones(())
+    with torch.set_grad_enabled(False):
+        fixed = m.inner(fixed * ones)
+        with torch.enable_grad():
+            fixed = fixed * m.scale
+    return x + fixed
+
+
+class Sign(torch.autograd.Function):
+    """Its gradient is that of the identity."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return x.sign()
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Any:
+        return gradients
+
+
+class Straight(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = Sign.apply(x)
+        return y
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_what_has_no_gradient_has_none(training: bool) -> None:
+    net, x = within(Fixed(without_gradients, inner=nn.Conv2d(8, 8, 1)))
+    net[1].scale = nn.Parameter(torch.tensor(3.0, dtype=torch.float64))
+    groups = cdlib.find_groups(net, x)
+    found = []
+    for model in (f(net, groups, {"0": [1, 3]}).train(training) for f in (cdlib.remove, cdlib.zero)):
+        model(x).square().sum().backward()
+        assert torch.is_grad_enabled() and model[1].inner.weight.grad is None
+        found.append([model[0].weight.grad, model[1].scale.grad, model[2].weight.grad])
+    assert rewritten(net) == [] and found[0][0].shape == (6, 3, 3, 3)
+    kept = [0, 2, 4, 5, 6, 7]
+    for small, full in zip(found[0], (found[1][0][kept], found[1][1], found[1][2][:, kept]), strict=True):
+        torch.testing.assert_close(small, full)
+
+
+def test_gradients_are_on_again_after_an_error() -> None:
+    net, x = within(Fixed(without_gradients, inner=nn.Conv2d(8, 8, 1)))
+    net[1].scale = nn.Parameter(torch.tensor(3.0, dtype=torch.float64))
+    small = cdlib.remove(net, cdlib.find_groups(net, x), {"0": [1, 3]})
+    small[1].inner.bias = nn.Parameter(torch.zeros(1))
+    with pytest.raises(RuntimeError):
+        small(x)
+    assert torch.is_grad_enabled()
+
+
+def test_gradients_that_operators_do_not_show_are_kept_or_refused() -> None:
+    net, x = within(Fixed(lambda m, x: m.inner(x), inner=Straight()))  # called as it is
+    small = cdlib.remove(net, cdlib.find_groups(net, x), {"0": [1]})
+    assert rewritten(small) == ["1"]
+    small(x).sum().backward()
+    assert small[0].weight.grad.abs().sum() > 0
+    net, x = within(Fixed(lambda m, x: Sign.apply(x)))
+    with pytest.raises(CdlibError, match="the autograd.Function Sign, whose gradients its operators do not show"):
+        cdlib.remove(net, cdlib.find_groups(net, x), {"0": [1]})
+
+
+class Counts(nn.Module):
+    """Keeps something between calls, in `how` it does."""
+
+    def __init__(self, how: Callable[[Any, Tensor], Any]) -> None:
+        super().__init__()
+        self.how, self.count, self.state = how, 0, SimpleNamespace(seen=[])
+        self.register_buffer("running", torch.zeros((), dtype=torch.float64))
+
+    def forward(self, x: Tensor) -> Tensor:
+        assert x.shape[1] == 8
+        self.shape = x.shape
+        if self.training:
+            self.how(self, x)
+        return x * (1 + self.count + self.running)
+
+
+def counted(m: Any, x: Tensor) -> None:
+    m.count += 1
+
+
+def replaced(m: Any, x: Tensor) -> None:
+    m.running = 0.9 * m.running + x.detach().mean()
+
+
+def listed(m: Any, x: Tensor) -> None:
+    m.state.seen.append(x)
+
+
+@pytest.mark.parametrize(
+    ("how", "names"), [(counted, "self.count"), (replaced, "self.running"), (listed, "self.state")]
+)
+def test_what_is_kept_between_calls_is_not_frozen(how: Callable[[Any, Tensor], Any], names: str) -> None:
+    net, x = within(Counts(how))
+    small = cdlib.remove(net, cdlib.find_groups(net, x), {"0": [1]})
+    assert rewritten(small) == ["1"]
+    with pytest.raises(CdlibError, match=f"could not be for training .it keeps something for later in {names}.:"):
+        small.train()
+    assert rewritten(cdlib.remove(net.train(), cdlib.find_groups(net, x), {"0": [1]})) == ["1"]
+
+
+def test_what_is_written_in_place_goes_on() -> None:
+    net, x = within(Counts(lambda m, x: m.running.add_(1)))
+    small = cdlib.remove(net, cdlib.find_groups(net, x), {"0": [1]}).train()
+    first = small(x) - small[2].bias[:, None, None]
+    torch.testing.assert_close(small(x) - small[2].bias[:, None, None], first * 1.5)  # 1 + 1 becomes 1 + 2
+
+
+class Draws(nn.Module):
+    def __init__(self, draw: Callable[[], float]) -> None:
+        super().__init__()
+        self.draw = draw
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * (2 if self.training and self.draw() < 0.5 else 3)
+
+
+@pytest.mark.parametrize("draw", [random.random, np.random.rand], ids=["Python", "NumPy"])
+def test_random_numbers_of_python_are_not_frozen(draw: Callable[[], float]) -> None:
+    net, x = within(Fixed(lambda m, x: x.relu() * (2 if m.training and draw() < 0.5 else 3)))
+    small = cdlib.remove(net, cdlib.find_groups(net, x), {"0": [1]})
+    with pytest.raises(CdlibError, match="could not be for training .the network draws random numbers of Python"):
+        small.train()
+    net, x = within(Fixed(lambda m, x: x * draw()))
+    with pytest.raises(CdlibError, match="draws random numbers of Python or NumPy"):
+        cdlib.remove(net, cdlib.find_groups(net, x), {"0": [1]})
+    net, x = within(Fixed(lambda m, x: m.inner(x.relu()), inner=Draws(draw)))
+    small = cdlib.remove(net, cdlib.find_groups(net, x), {"0": [1]}).train()  # the module that draws is called
+    assert len({float(small(x).detach().sum()) for _ in range(20)}) == 2
+
+
+class Keeps(nn.Module):
+    """Its code reads the width that it keeps, in training mode as `run` does."""
+
+    def __init__(self, run: Callable[[Any, Tensor], Tensor]) -> None:
+        super().__init__()
+        self.a, self.b, self.c, self.run = nn.Linear(3, 8), nn.Linear(8, 4), 8, run
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.a(x).view(-1, self.c)
+        z: Tensor = self.b(self.run(self, y) if self.training else y)
+        return z
+
+
+def viewed_again(m: Any, y: Tensor) -> Tensor:
+    return F.dropout(y.relu().reshape(-1, m.c), 0.5)
+
+
+def scaled(m: Any, y: Tensor) -> Tensor:
+    return y * m.c**-0.5
+
+
+def needs_more(m: Any, y: Tensor) -> Tensor:
+    raise ValueError("no target")
+
+
+@pytest.mark.parametrize(("run", "code"), [(viewed_again, []), (scaled, ["0"]), (needs_more, ["0"])])
+def test_kept_numbers_that_mean_something_else_in_training_are_rewritten(
+    run: Callable[[Any, Tensor], Tensor], code: list[str]
+) -> None:
+    net = nn.Sequential(Keeps(run)).double().eval()
+    groups = cdlib.find_groups(net, X)
+    small, zeroed = (f(net, groups, {"0.a": [1]}) for f in (cdlib.remove, cdlib.zero))
+    assert rewritten(small) == code and small[0].c == (8 if code else 7)
+    torch.testing.assert_close(small(X), zeroed(X))
+    if run is scaled:
+        torch.testing.assert_close(small.train()(X), zeroed.train()(X))
+    elif run is needs_more:
+        with pytest.raises(CdlibError, match="Keeps was rewritten for inference .* .ValueError: no target."):
+            small.train()

@@ -8,6 +8,7 @@ names. It does what the recording did, for inputs of the same size but any numbe
 from __future__ import annotations
 
 import inspect
+import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -105,11 +106,19 @@ class Rewritten(nn.Module):
         self.types = dict(types or {})
         self._run = _function(code, self.types)
         self._run_in_training: Callable[..., Any] | None = None
+        self._precision: tuple[torch.dtype, ...] = ()
 
     def trains(self, code: str, why_not: str = "") -> None:
         """Give it the code for training mode, or the reason why there is none."""
         self.training_code, self.why_not = code, why_not
         self._run_in_training = _function(code, self.types) if code else None
+
+    def keep_precision(self, inputs: Sequence[torch.dtype]) -> None:
+        """Have it take only tensors of these types, and only while its parameters have those that they have now."""
+        self._precision = self._precision_of(inputs)
+
+    def _precision_of(self, inputs: Sequence[torch.dtype]) -> tuple[torch.dtype, ...]:
+        return (*(d for d in inputs if d.is_floating_point), *(p.dtype for p in itertools.islice(self.parameters(), 1)))
 
     def keep(self, constants: Mapping[str, Tensor]) -> None:
         """Give it the constants that its code reads."""
@@ -150,11 +159,21 @@ class Rewritten(nn.Module):
         if not (torch.jit.is_tracing() or torch.compiler.is_compiling()):  # type: ignore[attr-defined]
             self._check_others(leaves(arguments), given)
         samples = self._samples([tuple(t.shape) for t in given])
-        if not self.training:
-            return self._run(self, samples, *given)
-        self._check_training()
-        assert self._run_in_training is not None
-        return self._run_in_training(self, samples, *given)
+        if self._precision and (found := self._precision_of([t.dtype for t in given])) != self._precision:
+            want, got = (str(list(dtypes)).replace("torch.", "") for dtypes in (self._precision, found))
+            raise CdlibError(
+                f"{self.stands_for} was rewritten in {want} and got {got}, in which its code does something else: "
+                f"convert the network before it is cut, or keep it in {want}."
+            )
+        code, gradients = self._run, torch.is_grad_enabled()
+        if self.training:
+            self._check_training()
+            code = self._run_in_training or code
+        try:
+            return code(self, samples, *given)
+        except BaseException:
+            torch.set_grad_enabled(gradients)  # the code may have turned them off
+            raise
 
     def _check_others(self, arguments: list[Any], given: list[Tensor]) -> None:
         """Raise if what is no tensor is not as it was recorded, or two tensors are given where one was."""

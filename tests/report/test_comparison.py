@@ -299,6 +299,47 @@ def test_the_common_table(measured: dict[str, report.Measurement]) -> None:
         report.table({})
 
 
+@pytest.mark.parametrize(
+    ("fastest", "p50", "p95", "disturbed"),
+    [
+        (1.0, 1.3, 2.6, False),
+        (1.0, 1.31, 2.0, True),  # half of the runs were slow
+        (1.0, 1.0, 2.01, True),  # one in 20 was very slow
+        (0.0125, 0.0130, 0.0201, False),
+        (None, None, None, False),
+    ],
+)
+def test_times_of_a_busy_machine_are_marked(
+    measured: dict[str, report.Measurement],
+    fastest: float | None,
+    p50: float | None,
+    p95: float | None,
+    disturbed: bool,
+) -> None:
+    times = {"latency_fastest_ms": fastest, "latency_p50_ms": p50, "latency_p95_ms": p95}
+    quiet = dataclasses.replace(
+        measured["dense"], latency_fastest_ms=2.0, latency_p50_ms=2.25, latency_p95_ms=3.0, macs=1_234_567_890
+    )
+    table = report.table({"<quiet>": quiet, "other": dataclasses.replace(quiet, **times)})
+    assert table.disturbed == ["other"] * disturbed
+    text, html = table.text(), table._repr_html_()
+    assert text.loc["<quiet>", ["MACs (M)", "p50 (ms)", "p95 (ms)"]].tolist() == ["1230", "2.25", "3.00"]
+    assert [cell.endswith("*") for cell in text.loc["other"]] == [disturbed and "(ms)" in title for title in text]
+    for shown in (html, str(table)):
+        assert ("The machine was busy" in shown and "cdlib results" in shown) == disturbed
+        assert ("*" in shown) == disturbed
+    assert html.count("<td>") == text.size and '<th scope="row">&lt;quiet&gt;</th>' in html
+    assert table["p50 (ms)"].tolist()[0] == 2.25  # a number, whatever is shown
+
+
+def test_the_fastest_run_is_the_shortest(dense: nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:
+    import numpy as np
+
+    monkeypatch.setattr(measurement, "latencies", lambda *_, **__: {"dense": np.array([3.0, 1.5, 2.0])})
+    result = report.measure({"dense": dense}, None, example_input=torch.zeros(1, 1, 8, 8))["dense"]
+    assert (result.latency_fastest_ms, result.disturbed) == (1.5, True)
+
+
 def test_the_quantities_fit_into_a_record(measured: dict[str, report.Measurement]) -> None:
     from cdlib.study.store import checked
 

@@ -22,8 +22,6 @@ MENDED = (
     # The empty corner of a table is no heading.
     (re.compile(r"<th( class=\"head\")?>(<p></p>)?</th>"), "<td></td>"),
 )
-
-
 FIGURE = re.compile(r'<figure class="[^>]*>\s*<img [^>]*src="(?P<picture>[^":]+\.svg)"')
 WIDE = 420  # points: shrunk to a phone, text of 10 points in a wider figure has less than 8.5 pixels
 

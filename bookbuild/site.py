@@ -73,7 +73,8 @@ def build(results: Sequence[Result], root: Path) -> Path:
     stage(results, root, staged)
     files = [path for path in sorted(staged.rglob("*")) if path.is_file()]
     hashes = (f"{path.relative_to(staged).as_posix()} {digest([path.read_bytes()])}\n" for path in files)
-    state = digest([execution.surroundings(root), *hashes]).encode()
+    own = (path.read_bytes() for path in sorted(Path(__file__).parent.glob("*.py")))
+    state = digest([execution.surroundings(root), *hashes, *own]).encode()
     stamp = site / ".hash"
     if (site / "index.html").exists() and stamp.exists() and stamp.read_bytes() == state:
         print("The site is up to date.", file=sys.stderr)

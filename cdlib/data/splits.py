@@ -8,7 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cdlib.errors import CdlibError
+from cdlib.data.seeds import draws
+from cdlib.errors import CdlibError, check_seed
 from cdlib.text import digest
 
 
@@ -37,21 +38,27 @@ class Split:
         device = self.images.device
         return (1 / (255 * std)).float().to(device), (-mean / std).float().to(device)
 
-    def first(self, n: int) -> Split:
-        """Return the split of the first `n` images; a CdlibError if there are fewer."""
-        images, labels = self._images(n), self.labels[:n]
+    def sample(self, n: int, seed: int = 0) -> Split:
+        """Return the split of `n` images drawn at random, the same for the same seed; a CdlibError if there are fewer.
+
+        The first images of a split may well be all of one class, since folders are read class by class.
+        """
+        self._check(n)
+        check_seed(seed)
+        drawn = torch.from_numpy(np.argsort(draws("sample", len(self), seed), kind="stable")[:n].copy())
+        images, labels = (t[drawn.to(t.device)] for t in (self.images, self.labels))
         marks = fingerprint(images.cpu().numpy(), labels.cpu().numpy())
-        return replace(self, name=f"{self.name}[:{n}]", images=images, labels=labels, fingerprint=marks)
+        return replace(self, name=f"{self.name}, {n} images", images=images, labels=labels, fingerprint=marks)
 
     def input(self, n: int = 1) -> Tensor:
         """Return the first `n` images, normalised: float32 [n, C, H, W], an example input for a network."""
         scale, shift = self.affine()
-        return self._images(n).float().mul_(scale).add_(shift)
+        self._check(n)
+        return self.images[:n].float().mul_(scale).add_(shift)
 
-    def _images(self, n: int) -> Tensor:
+    def _check(self, n: int) -> None:
         if not 1 <= n <= len(self):
             raise CdlibError(f"{self.name} has {len(self)} images; ask for 1 to {len(self)} of them, not {n}.")
-        return self.images[:n]
 
 
 def fingerprint(images: np.ndarray, labels: np.ndarray) -> str:

@@ -91,7 +91,8 @@ class Job:
         self.recipe = Recipe().changed(parameters["recipe"])
         self.dataset: Dataset = data.load(parameters["data"])
         self.dense = models.build(parameters["model"], len(self.dataset.classes), **parameters["options"])
-        models.whiten(self.dense, self.dataset.train.input(min(5000, len(self.dataset.train))))
+        some = self.dataset.train.sample(min(5000, len(self.dataset.train)))
+        models.whiten(self.dense, some.input(len(some)))
         self.model, self.trained = self.dense, False
         self.example: Tensor = self.dataset.test.input(1)
         self.seconds, self.macs = 0.0, 0

@@ -12,7 +12,7 @@ from cdlib.pruning import permanent, unstructured
 from cdlib.report import measure
 from cdlib.study import store
 from cdlib.study.methods import Job
-from cdlib.train import evaluate, recalibrated
+from cdlib.train import evaluate
 
 EXPERIMENT = "networks"
 
@@ -70,8 +70,7 @@ def prune_over_grid(parameters: dict[str, Any], seed: int, workdir: Path) -> dic
     ----------
     parameters : dict
         `network`: for `cdlib.models.trained`; `data`; `by`: the criterion of `cdlib.pruning.unstructured`; `amounts`:
-        the shares, of the convolutions' and of the linear layers' weights alike; `images`: how many images of the
-        training split batch norms take averages of their own from.
+        the shares, of the convolutions' and of the linear layers' weights alike.
     seed : int
         Of a random choice.
     workdir : Path
@@ -80,9 +79,9 @@ def prune_over_grid(parameters: dict[str, Any], seed: int, workdir: Path) -> dic
     Returns
     -------
     dict
-        `accuracy`, `own`, `nonzero_params`: a list for each share of the convolutions, in which there is a number for
-        each share of the linear layers: the accuracy on the test split with the batch norms' averages of the network
-        before, with averages of its own, and what is not zero. `dense`: the accuracy before. `fingerprint`.
+        `accuracy`, `nonzero_params`: a list for each share of the convolutions, in which there is a number for each
+        share of the linear layers: the accuracy on the test split, with the batch norms' averages of the network
+        before, and what is not zero. `dense`: the accuracy before. `fingerprint`.
     """
     model, dataset = models.trained(parameters["network"]), data.load(parameters["data"])
     layers = [
@@ -90,14 +89,12 @@ def prune_over_grid(parameters: dict[str, Any], seed: int, workdir: Path) -> dic
         for name, module in model.named_modules()
         if isinstance(module, nn.Conv2d | nn.Linear) and module.weight.requires_grad
     ]
-    calibration = dataset.train.first(parameters["images"])
     one = dataset.test.input(1)
-    found: dict[str, list[list[float]]] = {"accuracy": [], "own": [], "nonzero_params": []}
+    found: dict[str, list[list[float]]] = {"accuracy": [], "nonzero_params": []}
     for conv in parameters["amounts"]:
         options = {"by": parameters["by"], "layers": layers, "seed": seed}
         pruned = [unstructured(model, one, conv, linear, **options) for linear in parameters["amounts"]]
         nets = [permanent(net) for net in pruned]
         found["accuracy"].append([evaluate(net, dataset.test).accuracy for net in nets])
-        found["own"].append([evaluate(recalibrated(net, calibration), dataset.test).accuracy for net in nets])
         found["nonzero_params"].append([sum(int(p.count_nonzero()) for p in net.parameters()) for net in nets])
     return {**found, "dense": evaluate(model, dataset.test).accuracy, "fingerprint": dataset.fingerprint}

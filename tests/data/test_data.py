@@ -540,3 +540,19 @@ def test_a_sample_that_is_cut_short_is_one_line(share: float, tmp_path: Path, mo
     with pytest.raises(CdlibError, match="cifar10-sample.npz is damaged") as error:
         data.load("cifar10-sample")
     assert "\n" not in str(error.value)
+
+
+def test_a_sample_is_not_the_first_images() -> None:
+    """Of 400 images that are sorted by class, forty are drawn: some of each class, the same ones for the same seed."""
+    labels = torch.arange(4).repeat_interleave(100)
+    images = torch.arange(400).view(-1, 1, 1, 1).to(torch.uint8)
+    split = data.Split("sorted", images, labels, (0.5,), (0.2,), False, "whole")
+    drawn = split.sample(40)
+    assert drawn.labels.bincount().min() >= 3
+    assert torch.equal(split.sample(40).images, drawn.images)
+    assert torch.equal(split.sample(400).images[:40], drawn.images)  # more of the same
+    assert torch.equal(split.sample(400).labels.bincount(), labels.bincount())  # none twice
+    assert not torch.equal(split.sample(40, seed=1).images, drawn.images)
+    assert drawn.fingerprint != "whole" == split.fingerprint and drawn.name == "sorted, 40 images"
+    with pytest.raises(CdlibError, match="has 400 images; ask for 1 to 400 of them, not 401"):
+        split.sample(401)

@@ -47,7 +47,9 @@ def kept(model: nn.Module) -> Callable[[], set[tuple[str, str]]]:
         (path, name): (value, list(_contents(value, set())))
         for path, module in model.named_modules()
         for name, value in {**_attributes(module), **module._buffers}.items()
-        if name not in _HOOKS and name not in ("_parameters", "_buffers", "_modules")
+        if name not in _HOOKS
+        and name not in ("_parameters", "_buffers", "_modules")
+        and not {f"{name}_orig", f"{name}_g"} & set(module._parameters)  # masks and weight norm make it anew each time
     }
 
     def changed() -> set[tuple[str, str]]:

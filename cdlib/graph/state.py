@@ -49,7 +49,7 @@ def kept(model: nn.Module) -> Callable[[], set[tuple[str, str]]]:
         for name, value in {**_attributes(module), **module._buffers}.items()
         if name not in _HOOKS
         and name not in ("_parameters", "_buffers", "_modules")
-        and not {f"{name}_orig", f"{name}_g"} & set(module._parameters)  # masks and weight norm make it anew each time
+        and name not in _made_by_hooks(module)
     }
 
     def changed() -> set[tuple[str, str]]:
@@ -66,6 +66,12 @@ def kept(model: nn.Module) -> Callable[[], set[tuple[str, str]]]:
 def drawn() -> bytes:
     """Where the random numbers of Python and NumPy stand."""
     return pickle.dumps((random.getstate(), np.random.get_state()))
+
+
+def _made_by_hooks(module: nn.Module) -> set[str]:
+    """The weights that masks (`torch.nn.utils.prune`), weight norm or spectral norm make anew before each call."""
+    hooks = module._forward_pre_hooks.values()
+    return {getattr(hook, "_tensor_name", getattr(hook, "name", "")) for hook in hooks}
 
 
 def _attributes(module: nn.Module) -> dict[str, Any]:

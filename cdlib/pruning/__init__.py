@@ -10,7 +10,7 @@ from cdlib.pruning.saliency import MEASURES, lowest, scores, with_gradients
 from cdlib.pruning.semi_structured import two_to_four
 from cdlib.pruning.targets import Plan
 from cdlib.pruning.unstructured_pruning import Gradual, permanent, unstructured
-from cdlib.pruning.weight_masks import put_on_like, refresh
+from cdlib.pruning.weight_masks import layers_of, put_on_like, refresh
 
 __all__ = [
     "DHSPG",
@@ -25,6 +25,7 @@ __all__ = [
     "complexity_driven",
     "dhspg",
     "hesso",
+    "layers_of",
     "lowest",
     "permanent",
     "plan",

@@ -5,10 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from torch import nn
-
 from cdlib import data, models
-from cdlib.pruning import permanent, unstructured
+from cdlib.pruning import layers_of, permanent, unstructured
 from cdlib.report import measure
 from cdlib.study import store
 from cdlib.study.methods import Job
@@ -84,11 +82,7 @@ def prune_over_grid(parameters: dict[str, Any], seed: int, workdir: Path) -> dic
         before, and what is not zero. `dense`: the accuracy before. `fingerprint`.
     """
     model, dataset = models.trained(parameters["network"]), data.load(parameters["data"])
-    layers = [
-        name
-        for name, module in model.named_modules()
-        if isinstance(module, nn.Conv2d | nn.Linear) and module.weight.requires_grad
-    ]
+    layers = [name for name, layer in layers_of(model).items() if layer.weight.requires_grad]
     one = dataset.test.input(1)
     found: dict[str, list[list[float]]] = {"accuracy": [], "nonzero_params": []}
     for conv in parameters["amounts"]:

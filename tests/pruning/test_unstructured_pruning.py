@@ -193,6 +193,8 @@ def test_masks_in_code_that_was_rewritten(own: Any, tmp_path: Any) -> None:
     same = cdlib.load(tmp_path / "small.cdlib", own())
     assert list(same.state_dict()) == list(small.state_dict())
     assert torch.equal(same(x), small(x)) and zeros(same) == zeros(small)
+    half = cut(unstructured(own(), x), x).eval().bfloat16()
+    assert half(x.bfloat16()).dtype == torch.bfloat16  # masked or not, its operators are those of any precision
     plain = permanent(small)
     assert list(plain.state_dict()) == list(own().state_dict())
     assert torch.equal(plain(x), small(x))

@@ -501,6 +501,7 @@ class Counts(nn.Module):
         super().__init__()
         self.how, self.count, self.state = how, 0, SimpleNamespace(seen=[])
         self.register_buffer("running", torch.zeros((), dtype=torch.float64))
+        self.count_orig = nn.Parameter(torch.zeros(1))  # as if a mask made `count` of it, which none does
 
     def forward(self, x: Tensor) -> Tensor:
         assert x.shape[1] == 8

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 
@@ -28,6 +27,7 @@ from cdlib.surgery.rewriting.recording import (
 )
 from cdlib.surgery.rewriting.writer import Writer
 from cdlib.text import one_line
+from cdlib.torch_state import copied
 
 
 class Rewriter:
@@ -203,7 +203,7 @@ class Rewriter:
         inputs = self._inputs.map(lambda t: t.to(dtype) if t.is_floating_point() else t)
         follow: set[str] = set()
         with suppress(Exception):
-            other = Rewriter(copy.deepcopy(self._model).to(dtype), inputs, {}, None)
+            other = Rewriter(copied(self._model).to(dtype), inputs, {}, None)
             graph, _ = record(other._model, inputs.repeated(SAMPLES[0]), closely=True)
             other._recorded, other._flat = [Unchanged(graph)], self._flat
             both = {name: [r._calls(r.prediction, name)[0] for r in (self, other)] for name in self._done}

@@ -67,6 +67,20 @@ def tensors_of(model: nn.Module) -> dict[str, Tensor]:
     return {name: tensor for name, tensor in _named(model) if name not in further}
 
 
+def is_channels_last(tensor: Tensor) -> bool:
+    """Whether the channels of a tensor of images or volumes are what lies closest in memory."""
+    if tensor.dim() not in (4, 5) or not tensor.numel():
+        return False
+    formats = (channels_last_format(tensor.dim()), torch.contiguous_format)
+    last, first = (torch.empty_like(tensor, device="meta", memory_format=f).stride() for f in formats)
+    return tensor.stride() == last != first
+
+
+def channels_last_format(dims: int) -> torch.memory_format:
+    """The format in which the channels of images (4 dimensions) or volumes (5) lie closest in memory."""
+    return torch.channels_last if dims == 4 else torch.channels_last_3d
+
+
 def tied(model: nn.Module) -> dict[str, str]:
     """Return the further names of parameters and buffers that have several, with the first, which `tensors_of` has."""
     first: dict[int, str] = {}

@@ -68,7 +68,7 @@ def trained(name: str, folder: Path | None = None) -> nn.Module:
     Returns
     -------
     nn.Module
-        float32; its `Card` is the attribute `CARD`.
+        float32, in the NHWC memory format, in which a CPU runs it fastest; its `Card` is the attribute `CARD`.
 
     Raises
     ------
@@ -90,7 +90,7 @@ def trained(name: str, folder: Path | None = None) -> nn.Module:
     model = build(card.model, len(card.classes), **card.options)
     model.load_state_dict(tensors)  # into float32
     setattr(model, CARD, card)
-    return model.eval()
+    return model.eval().to(memory_format=torch.channels_last)
 
 
 def _stored(tensor: Tensor) -> Tensor:

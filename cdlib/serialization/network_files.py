@@ -21,7 +21,7 @@ from cdlib.pruning import permanent, put_on_like, refresh
 from cdlib.serialization import archive, state
 from cdlib.surgery import HISTORY, from_json, is_complete, replay, to_json
 from cdlib.text import one_line
-from cdlib.torch_state import tensors_of, tied
+from cdlib.torch_state import is_channels_last, tensors_of, tied
 
 _SOURCES = {"weights", "weights_backbone"}  # of torchvision
 _SOURCES |= {"pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "checkpoint_path", "cache_dir"}  # of timm
@@ -117,7 +117,7 @@ def _describe(model: nn.Module) -> dict[str, Any]:
         "removed": getattr(model, HISTORY, []),
         "shared": tied(model),
         "temporary": sorted(state.temporary(model)),
-        "channels_last": [name for name, tensor in tensors_of(model).items() if state.is_channels_last(tensor)],
+        "channels_last": [name for name, tensor in tensors_of(model).items() if is_channels_last(tensor)],
         "training": model.training,
         "unlike": [name for name, module in model.named_modules() if module.training != model.training],
     }

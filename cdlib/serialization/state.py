@@ -13,7 +13,15 @@ from torch import Tensor, nn
 
 from cdlib.errors import CdlibError
 from cdlib.surgery import HISTORY, Rewritten
-from cdlib.torch_state import check_network, check_numbers, check_shapes, sharing, tensors_of, tied
+from cdlib.torch_state import (
+    channels_last_format,
+    check_network,
+    check_numbers,
+    check_shapes,
+    sharing,
+    tensors_of,
+    tied,
+)
 
 
 def check(model: Any) -> None:
@@ -54,15 +62,6 @@ def temporary(model: nn.Module) -> set[str]:
     """Return the names of the buffers that a state dict leaves out."""
     modules = model.named_modules()
     return {f"{path}.{name}".lstrip(".") for path, m in modules for name in m._non_persistent_buffers_set}
-
-
-def is_channels_last(tensor: Tensor) -> bool:
-    """Whether the channels of a tensor of images or volumes are what lies closest in memory."""
-    if tensor.dim() not in (4, 5) or not tensor.numel():
-        return False
-    formats = (_last(tensor), torch.contiguous_format)
-    last, first = (torch.empty_like(tensor, device="meta", memory_format=f).stride() for f in formats)
-    return tensor.stride() == last != first
 
 
 def packed(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -112,13 +111,9 @@ def fill(model: nn.Module, tensors: Mapping[str, Tensor], channels_last: set[str
     for name, tensor in tensors.items():
         if name in held:
             if name in channels_last and tensor.dim() in (4, 5):
-                tensor = torch.empty_like(tensor, memory_format=_last(tensor)).copy_(tensor)
+                tensor = torch.empty_like(tensor, memory_format=channels_last_format(tensor.dim())).copy_(tensor)
             held[name].data = tensor.to(held[name].device)
 
 
 def _looks(tensor: Tensor) -> str:
     return f"{tuple(tensor.shape)} of {str(tensor.dtype).removeprefix('torch.')}"
-
-
-def _last(tensor: Tensor) -> torch.memory_format:
-    return torch.channels_last if tensor.dim() == 4 else torch.channels_last_3d

@@ -26,7 +26,7 @@ class Evaluation:
     n: int  #: Number of images.
 
 
-def evaluate(model: nn.Module, split: Split, *, batch_size: int = 1000) -> Evaluation:
+def evaluate(model: nn.Module, split: Split, *, batch_size: int = 250) -> Evaluation:
     """Return how good `model` is on `split`, in evaluation mode; the model is left as it was.
 
     Runs on the model's device, in float32, and in this process alone: under `accelerate launch` every process that
@@ -38,7 +38,7 @@ def evaluate(model: nn.Module, split: Split, *, batch_size: int = 1000) -> Evalu
         Takes float32 [n, C, H, W], returns [n, classes].
     split : Split
         Moved to the model's device if it is elsewhere.
-    batch_size : int, default 1000
+    batch_size : int, default 250
         Images at a time; it decides about memory and speed, not about the result (up to rounding).
 
     Raises

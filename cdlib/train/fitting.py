@@ -18,7 +18,7 @@ import torch
 from torch import nn
 
 from cdlib.data import Dataset
-from cdlib.torch_state import check_numbers, device_of
+from cdlib.torch_state import check_numbers, device_of, is_channels_last
 from cdlib.train.loop import Run
 from cdlib.train.recipe import Recipe
 
@@ -98,6 +98,7 @@ def fit(
     recipe = recipe or Recipe()
     accelerator = Accelerator(mixed_precision="no")  # the recipe decides about autocast
     home = device_of(model)
+    layout = torch.channels_last if any(map(is_channels_last, model.parameters())) else torch.contiguous_format
     with _reproducible(accelerator.device):
         try:
             path = Path(checkpoint) if checkpoint else None
@@ -105,7 +106,7 @@ def fit(
             run.train(progress)
         finally:
             model.zero_grad(set_to_none=True)
-            model.to(home).to(memory_format=torch.contiguous_format)
+            model.to(home).to(memory_format=layout)
     history = pd.DataFrame(run.history)
     return Fit(model.eval(), history, float(history["seconds"].sum()))
 

@@ -51,7 +51,7 @@ class Run:
         for name, value in {"optimizer": wrap, "after_step": after_step}.items():
             if value is not None and not callable(value):
                 raise CdlibError(f"{name}={value!r} cannot be called: give a function, see cdlib.train.fit.")
-        layout = torch.channels_last if recipe.channels_last else torch.contiguous_format
+        layout = torch.channels_last if recipe.channels_last else torch.preserve_format
         self.model = model.to(self.device).to(memory_format=layout)
         self.data, self.validation = dataset.train.to(self.device), dataset.validation.to(self.device)
         self.steps = len(self.data) // recipe.batch_size

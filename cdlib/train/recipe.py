@@ -67,7 +67,7 @@ class Recipe:
     precision : {"fp32", "bf16"}, default "fp32"
         "bf16" runs the training forward pass under autocast; weights, loss and evaluation stay in float32.
     channels_last : bool, default False
-        Train in the NHWC memory format, faster on many GPUs.
+        Train in the NHWC memory format, faster on many GPUs and processors; the network gets its own back.
     compile : bool, default False
         Train through `torch.compile`.
 

@@ -270,7 +270,7 @@ def test_evaluate_leaves_the_model_as_it_was() -> None:
 def test_evaluate_takes_an_exported_model() -> None:
     split, model = data.load("digits").test, small_net().eval()
     exported = torch.export.export(model, (split.input(len(split)),)).module()
-    assert torch.equal(evaluate(exported, split).correct, evaluate(model, split).correct)
+    assert torch.equal(evaluate(exported, split, batch_size=len(split)).correct, evaluate(model, split).correct)
 
 
 # --- learning, bits and global state
@@ -323,6 +323,14 @@ def test_bf16_and_channels_last_train_almost_the_same() -> None:
         assert differ(plain, other)
         assert other.history["train_loss"].iloc[-1] == pytest.approx(plain.history["train_loss"].iloc[-1], rel=0.1)
         assert all(p.dtype == torch.float32 and p.is_contiguous() for p in other.model.parameters())
+
+
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_a_network_in_nhwc_comes_back_in_it(channels_last: bool) -> None:
+    model = nn.Sequential(nn.Conv2d(1, 8, 3), nn.Conv2d(8, 8, 3, stride=2), nn.Flatten(), nn.Linear(32, 10))
+    model.to(memory_format=torch.channels_last)
+    quiet_fit(model, Recipe(epochs=1, batch_size=64, channels_last=channels_last))
+    assert model[1].weight.is_contiguous(memory_format=torch.channels_last)
 
 
 def test_compile_trains_through_the_compiled_model(monkeypatch: pytest.MonkeyPatch) -> None:

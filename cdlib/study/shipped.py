@@ -42,7 +42,7 @@ def train_network(parameters: dict[str, Any], seed: int, workdir: Path) -> dict[
         card = models.Card(
             name=name,
             model=parameters["model"],
-            options=parameters["options"],
+            options={key: value for key, value in parameters["options"].items() if key != "pretrained"},
             classes=list(job.dataset.classes),
             shape=list(job.dataset.shape),
             mean=list(job.dataset.train.mean),

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import timm
 import torch
+from sklearn.datasets import load_sample_image
 from torch import nn
 
 import cdlib
@@ -443,6 +444,7 @@ def test_a_name_that_is_no_text_is_unknown(name: Any) -> None:
         ("convnext_tiny", {"stem": "2"}, "stem='2'"),
         ("convnext_mini", {"drop_path": 1.0}, "drop_path=1.0"),
         ("convnext_mini", {"layer_scale": 0}, "layer_scale=0"),
+        ("efficientnet_lite0", {"input_size": 16}, "input_size=16"),
         ("timm:convnext_tiny", {"drop_path": "much"}, "drop_path='much'"),
         ("timm:resnet18", {"stem": 2}, "takes no option 'stem'"),
         ("timm:convnext_atto_ols", {"stem": 2}, "takes no option 'stem'"),
@@ -591,6 +593,24 @@ def test_weights_are_drawn_anew_for_the_widths_of_now() -> None:
             seeded(2**64)
     sent = reinitialised(wide, 3, "fan_out")[2].weight
     assert sent.std().item() == pytest.approx((2 / 500) ** 0.5, rel=0.01)
+
+
+def test_layers_that_are_not_trained_keep_their_weights_when_others_are_drawn_anew() -> None:
+    model = models.build("plain_cnn", norm_scales=False)
+    models.whiten(model, torch.rand(20, 3, 32, 32))
+    fresh = reinitialised(model, 3)
+    assert torch.equal(fresh.features[0].weight, model.features[0].weight)
+    assert not torch.equal(fresh.features[2].weight, model.features[2].weight)
+
+
+def test_weights_from_a_package_know_a_palace_and_a_daisy() -> None:
+    model = models.build("efficientnet_lite0", 1000, pretrained=True, input_size=224).eval()
+    for file, label in {"china.jpg": 698, "flower.jpg": 985}.items():  # the classes of ImageNet: palace, daisy
+        image = torch.from_numpy(load_sample_image(file)[:, 106:533].copy()).permute(2, 0, 1).unsqueeze(0)
+        assert model((image / 255 - 0.5) / 0.5).argmax().item() == label
+    ten = models.build("efficientnet_lite0", pretrained=True, input_size=64)
+    assert torch.equal(ten.network.conv_stem.weight, model.network.conv_stem.weight)
+    assert ten(torch.rand(2, 3, 32, 32)).shape == (2, 10)
 
 
 def test_a_network_of_a_seed_for_images_of_so_many_channels() -> None:

@@ -14,19 +14,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from cdlib import data, models, pruning, report, train
+from cdlib import pruning, train
 from cdlib.complexity import profile
-from cdlib.data import Dataset
 from cdlib.errors import CdlibError, check_choice
-from cdlib.grouping import Groups, find_groups
 from cdlib.serialization import FORMS, encode
-from cdlib.study import store
-from cdlib.study.runs import alone
+from cdlib.study.job import Job
 from cdlib.surgery import remove
-from cdlib.torch_state import copied
-from cdlib.train import Recipe
+from cdlib.torch_state import copied, tensors_of
 
 
 def prune_and_train(parameters: dict[str, Any], seed: int, workdir: Path) -> dict[str, Any]:
@@ -81,68 +77,6 @@ def _check_options(known: Callable[..., Any] | Iterable[str], given: Iterable[st
     """Raise unless the options given are among the known ones, or are arguments of a function."""
     for name in given:
         check_choice("option:", name, inspect.signature(known).parameters if callable(known) else known)
-
-
-class Job:
-    """A run: the network as it becomes smaller, what training it cost, and the dense network beside it."""
-
-    def __init__(self, parameters: dict[str, Any], seed: int, workdir: Path) -> None:
-        self.parameters, self.seed, self.workdir = parameters, seed, workdir
-        self.recipe = Recipe().changed(parameters["recipe"])
-        self.dataset: Dataset = data.load(parameters["data"])
-        self.dense = models.build(parameters["model"], len(self.dataset.classes), **parameters["options"])
-        some = self.dataset.train.sample(min(5000, len(self.dataset.train)))
-        models.whiten(self.dense, some.input(len(some)))
-        self.model, self.trained = self.dense, False
-        self.example: Tensor = self.dataset.test.input(1)
-        self.seconds, self.macs = 0.0, 0
-        self.validation = float("nan")
-
-    def groups(self, method: dict[str, Any]) -> Groups:
-        """The groups of the dense network, without those of what a method is to `keep`."""
-        return find_groups(self.dense, self.example, keep=method.pop("keep", ()))
-
-    def start_trained(self) -> None:
-        """Train the dense network, or take it from the run of this seed that did."""
-        same = {key: self.parameters[key] for key in ("data", "model", "options", "recipe")}
-        file = self.workdir.parent / f"dense-{store.key('dense', same, self.seed)}.pt"
-        with alone(file.with_suffix(".lock")):
-            self.fit(self.dense, self.recipe, file)
-        self.trained = True
-
-    def fit(self, model: nn.Module, recipe: Recipe, checkpoint: Path | None = None, **hooks: Any) -> train.Fit:
-        """Train a network in place, and count what it cost."""
-        file = checkpoint or self.workdir / "checkpoint.pt"
-        fitted = train.fit(model, self.dataset, recipe, seed=self.seed, checkpoint=file, progress=False, **hooks)
-        images = recipe.epochs * (len(self.dataset.train) // recipe.batch_size) * recipe.batch_size
-        self.macs += 3 * profile(model, self.example).macs * images  # a step counts three forward passes
-        self.seconds += fitted.seconds
-        self.validation = float(fitted.history["validation_accuracy"].iloc[-1])
-        return fitted
-
-    def measured(self) -> dict[str, Any]:
-        """What is recorded of every method."""
-        pair = {"small": self.model} if self.model is self.dense else {"small": self.model, "dense": self.dense}
-        taken = report.measure(pair, self.dataset.test, runs=self.parameters["runs"])
-        dense = taken.get("dense", taken["small"]).quantities()
-        if not self.trained:
-            dense.pop("accuracy")
-        return {
-            **taken["small"].quantities(),
-            **{f"dense_{key}": value for key, value in dense.items()},
-            "widths": {group.name: group.size for group in find_groups(self.model, self.example).prunable},
-            "validation_accuracy": self.validation,
-            **self.spent(),
-        }
-
-    def spent(self) -> dict[str, Any]:
-        """What all training took, and of which data."""
-        return {
-            "train_s": round(self.seconds, 1),
-            "train_macs": self.macs,
-            "threads": torch.get_num_threads(),
-            "fingerprint": self.dataset.fingerprint,
-        }
 
 
 # What each method does with a run; it returns what it adds to the metrics.
@@ -208,11 +142,34 @@ def _ranking(job: Job, method: dict[str, Any]) -> dict[str, Any]:
 
 
 def _unstructured(job: Job, method: dict[str, Any]) -> dict[str, Any]:
+    method.setdefault("layers", job.layers)
     masked, extra = _after_training(pruning.unstructured, job, job.example, method)
     job.model = pruning.permanent(masked)
     for name, network in (("storage", job.model), ("dense_storage", job.dense)):
         extra[name] = {form: len(encode(network, form)) for form in FORMS}
     return extra
+
+
+def _ticket(job: Job, method: dict[str, Any]) -> dict[str, Any]:
+    """A lottery ticket: masked by the trained weights, trained again from those after `rewind` epochs, or from `fresh`.
+
+    Frankle and Carbin 2019 (arXiv:1803.03635); Frankle et al. 2020 (arXiv:1912.05671). Masks are made at once.
+    """
+    rewind, fresh = method.pop("rewind", 0), method.pop("fresh", False)
+    method.setdefault("layers", job.layers)
+    _check_options(pruning.unstructured, method)
+    pruning.unstructured(job.dense, job.example, seed=job.seed, **method)  # what is wrong shows before the training
+    start = job.built(job.seed + 1000) if fresh else job.early(rewind)
+    job.start_trained()
+    masked = pruning.unstructured(job.dense, job.example, seed=job.seed, **method)
+    held = tensors_of(start)
+    with torch.no_grad():
+        for name, tensor in tensors_of(masked).items():
+            if (source := name.removesuffix("_orig")) in held:
+                tensor.copy_(held[source])
+    job.fit(masked, job.recipe)
+    job.model = pruning.permanent(masked)
+    return {}
 
 
 def _joint(function: Callable[..., Any], job: Job, method: dict[str, Any]) -> dict[str, Any]:
@@ -249,6 +206,7 @@ _RUNS: dict[str, Callable[[Job, dict[str, Any]], dict[str, Any]]] = {
     "random_draw": partial(_widths, pruning.random_draw),
     "ranking": _ranking,
     "unstructured": _unstructured,
+    "ticket": _ticket,
     "dhspg": partial(_joint, pruning.dhspg),
     "hesso": partial(_joint, pruning.hesso),
 }

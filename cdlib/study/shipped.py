@@ -9,7 +9,7 @@ from cdlib import data, models
 from cdlib.pruning import layers_of, permanent, unstructured
 from cdlib.report import measure
 from cdlib.study import store
-from cdlib.study.methods import Job
+from cdlib.study.job import Job
 from cdlib.train import evaluate
 
 EXPERIMENT = "networks"

@@ -25,9 +25,15 @@ RECIPES: dict[str, dict[str, Any]] = {
     "vgg_mini": _SGD,
     "resnet_mini": _SGD,
     "convnext_mini": {"optimizer": "adamw", "lr": 2e-3},
+    "plain_cnn": {
+        **{"optimizer": "sgd", "lr": 0.75, "momentum": 0.85, "weight_decay": 1.33e-3, "batch_size": 512},
+        **{"norm_bias_lr": 64, "decay": "linear", "lr_start": 0.2, "lr_end": 0.07, "label_smoothing": 0.2},
+        **{"ema": 0.99, "flips": "alternating", "shift": 2},
+    },
 }
 # Networks whose blocks multiply their result by a parameter of this name: at zero, it switches them off.
 SCALED = {"convnext_mini": "layer_scale"}
+WARMUPS = {"plain_cnn": 0.23}  # shares of the epochs, where that is not one epoch
 SHARES = (0.5, 0.7, 0.8, 0.9, 0.95)  # of the weights that unstructured pruning masks
 
 
@@ -43,14 +49,23 @@ def plans(model: str, *, data: str = "cifar10", epochs: int = 10, runs: int = 10
     channels = load(data).train.images.shape[1]
     options = {} if channels == 3 else {"in_channels": channels}
     common = {"data": data, "model": model, "options": options, "recipe": recipe, "runs": runs}
-    methods = _methods(epochs, recipe["lr"])
+    warm: dict[str, Any] = {}
+    if share := WARMUPS.get(model):
+        recipe["warmup_epochs"], warm = round(share * epochs, 2), {"warmup_epochs": round(share * _fewer(epochs), 2)}
+    methods = _methods(epochs, {"epochs": _fewer(epochs), "lr": recipe["lr"] / 10, **warm}, recipe["lr"])
     if model in SCALED:
         methods.append({"name": "switched_off", "parameter": SCALED[model]})
     return [{**common, "method": method} for method in methods]
 
 
 def sweep(
-    model: str, seeds: Iterable[int], *, only: Iterable[str] = (), progress: bool = True, **options: Any
+    model: str,
+    seeds: Iterable[int],
+    *,
+    only: Iterable[str] = (),
+    first: int | None = None,
+    progress: bool = True,
+    **options: Any,
 ) -> list[store.Record]:
     """Make the runs of a network that are not recorded yet, and return the records of all, old and new.
 
@@ -64,6 +79,8 @@ def sweep(
         All runs of the first seed come first.
     only : iterable of str, optional
         Names of methods; by default all.
+    first : int, optional
+        Only so many of the runs of `plans`, which come in the order of interest; by default all.
     progress : bool, default True
         Show a progress bar on standard error.
     **options
@@ -78,7 +95,7 @@ def sweep(
 
     for name in (only := list(only)):
         check_choice("method", name, METHODS)
-    wanted = [plan for plan in plans(model, **options) if not only or plan["method"]["name"] in only]
+    wanted = [plan for plan in plans(model, **options)[:first] if not only or plan["method"]["name"] in only]
     todo = [(plan, seed) for seed in seeds for plan in wanted]
     if not todo:
         raise CdlibError("nothing to run: give at least one seed.")
@@ -93,16 +110,19 @@ def sweep(
     return [records[index] for index in range(len(todo))]
 
 
-def _methods(epochs: int, lr: float) -> list[dict[str, Any]]:
-    further = {"epochs": max(1, round(0.4 * epochs)), "lr": lr / 10}
+def _fewer(epochs: int) -> int:
+    return max(1, round(0.4 * epochs))
+
+
+def _methods(epochs: int, further: dict[str, Any], lr: float) -> list[dict[str, Any]]:
     phase = {"start_epochs": epochs // 10, "prune_epochs": max(1, epochs // 2)}
 
     def driven(target: float, name: str = "complexity_driven") -> list[dict[str, Any]]:
         return [{"name": name, "mode": mode, "target": target} for mode in MODES]
 
-    def ranked(resource: str, **changed: Any) -> dict[str, Any]:
+    def ranked(resource: str, target: float = 0.5, **changed: Any) -> dict[str, Any]:
         tuning = {**further, **changed}
-        return {"name": "ranking", "target": 0.5, "by": "l2", "resource": resource, "fine_tune": tuning}
+        return {"name": "ranking", "target": target, "by": "l2", "resource": resource, "fine_tune": tuning}
 
     def dhspg(target: float, **options: Any) -> dict[str, Any]:
         return {"name": "dhspg", "target": target, **phase, **options}
@@ -131,25 +151,37 @@ def _methods(epochs: int, lr: float) -> list[dict[str, Any]]:
         for mode, own in MODES.items()
         if own != resource
     ]
-    return [
+    few = [plan for plan in unstructured if plan["conv"] in (0.8, 0.9)]
+    equal_training = [{**plan, "budget": "dense"} for plan in (driven(0.5)[0], evenly[0], joint(0.5)[-1])]
+    first = [
         {"name": "dense"},
         *driven(0.5),
-        evenly[0],
+        *evenly,
         at_random[0],
         ranked("params"),
+        ranked("params", lr=lr),
         guarded(0.5),
         *joint(0.5),
         {"name": "dense", "fine_tune": further},
-        *joint(0.7),
-        *driven(0.7),
+        {"name": "dense", "fine_tune": {**further, "lr": lr}},
+        *few,
+        *equal_training,
+    ]
+    tickets = [  # and what they are compared with: the weights as trained, trained as long
+        *[{**few[2], "name": "ticket", **start} for start in ({"rewind": 0}, {"rewind": 1}, {"fresh": True})],
+        {**few[2], "fine_tune": {}},
+    ]
+    for ticket in tickets[:-1]:
+        del ticket["fine_tune"]
+    second = [*driven(0.7), *driven(0.7, "uniform_width"), ranked("params", 0.7), *joint(0.7)]
+    others = [
         *driven(0.3),
         guarded(0.7),
         *unstructured,
-        *evenly[1:],
         *at_random[1:],
         *crossed,
         *[ranked(resource) for resource in RESOURCES[1:]],
-        ranked("params", lr=lr),
         *[dhspg(target, penalty=1.0, min_width=4) for target in (0.5, 0.7)],
-        *[{**plan, "budget": "dense"} for plan in (driven(0.5)[0], evenly[0], joint(0.5)[-1], joint(0.7)[-1])],
+        {**joint(0.7)[-1], "budget": "dense"},
     ]
+    return [*first, *second, *tickets, *(plan for plan in others if plan not in first)]

@@ -71,8 +71,8 @@ def fit(
         has an `end`, that must be a step of the training.
     optimizer : callable, optional
         Called with the recipe's optimizer, over the parameters where they are trained; returns the one to train with,
-        for example `cdlib.pruning.hesso` over it. Leave `ema` at 0 then: an average of weights is not zero where they
-        have become so.
+        for example `cdlib.pruning.hesso` over it. The average of `ema` begins when it `ends`: before, it would keep
+        what has become zero.
 
     Raises
     ------

@@ -64,7 +64,7 @@ class Run:
             )
         self.optimizer = optimizer(recipe, model)
         if wrap:
-            self.optimizer = _wrapped(wrap, self.optimizer, recipe)
+            self.optimizer = _wrapped(wrap, self.optimizer)
         for what, end in ((self.optimizer, "ends"), (after_step, "end")):
             _check_length(type(what).__name__, getattr(what, end, 0), recipe, self.steps)
         net = accelerator.prepare_model(model) if self.world > 1 else model
@@ -77,6 +77,7 @@ class Run:
         self.average = {name: t.detach().clone() for name, t in floats.items()} if recipe.ema else {}
         self.history: list[dict[str, float]] = []
         self.after_step = after_step
+        self.begins = getattr(self.optimizer, "ends", 0)  # the average, when all units that go are zero
 
     def train(self, progress: bool) -> None:
         """Train from the checkpoint, or the start, to the end, and put the averaged weights into the model."""
@@ -141,7 +142,7 @@ class Run:
         self.accelerator.backward(value)
         self.optimizer.step()
         if self.average:
-            now, weight = tensors_of(self.model), 1 - average_decay(self.recipe, step)
+            now, weight = tensors_of(self.model), 1 - average_decay(self.recipe, step - self.begins)
             for name, average in self.average.items():
                 average.lerp_(now[name].detach(), weight)
         if self.after_step:
@@ -247,17 +248,15 @@ def _check(dataset: Dataset, recipe: Recipe, seed: int, world: int) -> None:
 
 
 def _wrapped(
-    wrap: Callable[[torch.optim.Optimizer], torch.optim.Optimizer], base: torch.optim.Optimizer, recipe: Recipe
+    wrap: Callable[[torch.optim.Optimizer], torch.optim.Optimizer], base: torch.optim.Optimizer
 ) -> torch.optim.Optimizer:
-    """Return what `wrap` makes of an optimizer; raise if it trains something else, or zeroes what is averaged."""
+    """Return what `wrap` makes of an optimizer; raise if it trains something else."""
     made: Any = wrap(base)
     sets = [{id(p) for g in getattr(o, "param_groups", ()) for p in g["params"]} for o in (base, made)]
     if not isinstance(made, torch.optim.Optimizer) or sets[0] != sets[1]:
         raise CdlibError(
             f"optimizer returned {type(made).__name__}: return an optimizer over the parameters of the one it gets."
         )
-    if getattr(made, "ends", 0) and recipe.ema:
-        raise CdlibError(f"ema={recipe.ema} averages weights that {type(made).__name__} sets to zero: give ema=0.")
     return made
 
 

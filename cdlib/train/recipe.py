@@ -184,8 +184,8 @@ def loss(recipe: Recipe, logits: Tensor, y: Tensor, share: float) -> Tensor:
 
 
 def average_decay(recipe: Recipe, step: int) -> float:
-    """Return the decay of the running average after step 0, 1, ... of a run."""
-    return min(recipe.ema, (1 + step) / (10 + step))
+    """Return the decay of the running average at step 0, 1, ... since it began, and 0 before."""
+    return min(recipe.ema, (1 + step) / (10 + step)) if step >= 0 else 0.0
 
 
 def _decays(parameter: nn.Parameter) -> bool:

@@ -12,9 +12,10 @@ import torch
 from cdlib import data, find_groups, models, pruning, train
 from cdlib.complexity import profile
 from cdlib.errors import CdlibError
-from cdlib.study import methods, store, sweeps
+from cdlib.study import store, sweeps
 from cdlib.study.methods import METHODS, prune_and_train
 from cdlib.study.runs import alone, run
+from cdlib.torch_state import tensors_of
 
 RECIPE = {"epochs": 2, "batch_size": 256, "optimizer": "sgd", "lr": 0.05}
 STEPS = 5  # an epoch: 1,437 - 144 training images of the digits in batches of 256
@@ -26,6 +27,7 @@ SOME: dict[str, dict[str, Any]] = {
     "random_draw": {"mode": "MA", "target": 0.4},
     "ranking": {"target": 0.4, "resource": "macs", "fine_tune": {"epochs": 1}},
     "unstructured": {"conv": 0.6, "linear": 0.6, "fine_tune": {"epochs": 1}},
+    "ticket": {"conv": 0.6, "linear": 0.6, "rewind": 1},
     "hesso": {"target": 0.4, "start_epochs": 0, "prune_epochs": 1, "periods": 2},
     "dhspg": {"target": 0.4, "start_epochs": 0, "prune_epochs": 1},
 }
@@ -64,6 +66,9 @@ def test_a_method_is_measured_and_its_training_counted(name: str, tmp_path: Path
         assert found["train_macs"] == 3 * full * 3 * epoch
         assert found["storage"]["bitmask"] < found["storage"]["dense"] == found["dense_storage"]["dense"]
         assert 0.39 * found["params"] < found["nonzero_params"] < 0.42 * found["params"]
+    elif name == "ticket":
+        assert found["train_macs"] == 3 * full * 4 * epoch
+        assert 0.39 * found["params"] < found["nonzero_params"] < 0.42 * found["params"]
     else:
         assert found["train_macs"] == 3 * found["macs"] * 2 * epoch
         assert "dense_accuracy" not in found
@@ -76,6 +81,34 @@ def test_a_method_is_measured_and_its_training_counted(name: str, tmp_path: Path
         assert found["sparsity"] == pytest.approx(0.4, abs=0.01)
         assert found["difference"] < 1e-5
         assert found["accuracy"] == found["dense_accuracy"]
+
+
+@pytest.mark.parametrize("start", [{"rewind": 0}, {"rewind": 1}, {"fresh": True}])
+def test_a_ticket_starts_from_early_weights_or_from_others(
+    start: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fit, seen = train.fit, []
+
+    def spy(model: Any, *given: Any, **options: Any) -> Any:
+        seen.append({name: tensor.clone() for name, tensor in tensors_of(model).items()})
+        return fit(model, *given, **options)
+
+    monkeypatch.setattr(train, "fit", spy)
+    run("pruning", prune_and_train, parameters("ticket", **{"rewind": 0, **start}), record_in=tmp_path)
+    begun, own = seen[-1], None
+    torch.manual_seed(0)
+    model = models.build("vgg_mini", 10, in_channels=1)
+    first = tensors_of(model)["classifier.0.weight"].clone()
+
+    def look(done: int) -> None:
+        nonlocal own
+        own = tensors_of(model)["classifier.0.weight"].clone() if done == STEPS else own
+
+    fit(model, data.load("digits"), train.Recipe(**RECIPE), seed=0, progress=False, after_step=look)
+    assert own is not None
+    expected = own if start.get("rewind") else first
+    assert torch.equal(begun["classifier.0.weight_orig"], expected) == ("fresh" not in start)
+    assert begun["classifier.0.weight_mask"].mean().item() == pytest.approx(0.4, abs=0.01)
 
 
 def test_the_record_is_of_the_network_a_reader_would_get(tmp_path: Path) -> None:
@@ -108,7 +141,7 @@ def test_the_dense_network_is_trained_once_for_all_that_start_from_it(
         epochs.append(0 if done else recipe.epochs)
         return fit(model, dataset, recipe, **options)
 
-    monkeypatch.setattr(methods.train, "fit", spy)
+    monkeypatch.setattr(train, "fit", spy)
     further = run("pruning", prune_and_train, parameters("dense", fine_tune={"epochs": 1}), record_in=tmp_path)
     assert epochs == [0, 1]
     assert further["metrics"]["train_macs"] == 1.5 * first["train_macs"]
@@ -119,9 +152,10 @@ def test_the_sweep_makes_what_is_missing_and_nothing_else(tmp_path: Path, monkey
     monkeypatch.setenv("CDLIB_RESULTS", str(tmp_path))
     options: dict[str, Any] = {"data": "digits", "epochs": 1, "runs": 1, "only": ["dense"], "progress": False}
     records = sweeps.sweep("vgg_mini", [0], **options)
-    assert [r["parameters"]["method"].get("fine_tune", {}).get("epochs") for r in records] == [None, 1]
+    assert [r["parameters"]["method"].get("fine_tune", {}).get("epochs") for r in records] == [None, 1, 1]
     monkeypatch.setattr(sweeps, "prune_and_train", None)
     assert sweeps.sweep("vgg_mini", [0], **options) == records
+    assert sweeps.sweep("vgg_mini", [0], **options, first=1) == records[:1]
 
 
 def test_a_sweep_leaves_what_another_process_is_at_for_later(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -154,7 +188,7 @@ def test_the_sweep_has_the_methods_at_all_their_targets() -> None:
     assert {t for n, _, t in found if n in ("hesso", "dhspg")} == {0.5, 0.7}
     least = [p["method"] for p in plans if p["method"]["name"] == "complexity_driven" and "min_width" in p["method"]]
     assert [(m["mode"], m["target"]) for m in least] == [("MA", 0.5), ("MA", 0.7)]
-    assert sum(n == "unstructured" for n, _, _ in found) == 10
+    assert sum(n == "unstructured" for n, _, _ in found) == 11
     assert {n for n, _, _ in found} == set(METHODS)
     for resource in ("params", "macs", "activation_bytes"):  # all modes, and a ranked network, at each
         own = {"PA": "params", "FA": "macs", "MA": "activation_bytes"}
@@ -180,6 +214,8 @@ def test_the_sweep_has_the_methods_at_all_their_targets() -> None:
         ("ranking", {"targt": 0.5}, "option: 'targt'.*did you mean 'target'"),
         ("ranking", {"fine_tune": {"epoch": 3}}, "field of a recipe: 'epoch'.*did you mean 'epochs'"),
         ("unstructured", {"conv": 1.5}, "conv=1.5"),
+        ("ticket", {"conv": 1.5}, "conv=1.5"),
+        ("ticket", {"rewnd": 1}, "option: 'rewnd'"),
         ("dense", {"fine_tune": {"epochs": -1}}, "epochs"),
         ("dense", {"fine_tone": {"epochs": 1}}, "option: 'fine_tone'.*did you mean 'fine_tune'"),
         ("switched_off", {"parameter": "weight", "targt": 1}, "option: 'targt'"),
@@ -190,7 +226,7 @@ def test_the_sweep_has_the_methods_at_all_their_targets() -> None:
 def test_what_is_wrong_with_a_method_shows_before_anything_is_trained(
     name: str, options: dict[str, Any], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(methods.train, "fit", None)
+    monkeypatch.setattr(train, "fit", None)
     with pytest.raises(CdlibError, match=message):
         prune_and_train(parameters(name, **options), 0, tmp_path)
 
@@ -205,7 +241,7 @@ def test_a_missing_parameter_is_named(key: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("name", "key"), [("ranking", "fine_tune"), ("hesso", "start_epochs"), (None, "name")])
 def test_a_missing_option_is_named(name: str | None, key: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(methods.train, "fit", None)
+    monkeypatch.setattr(train, "fit", None)
     given = parameters(name or "dense")
     del given["method"][key]
     with pytest.raises(CdlibError, match=f"'{key}' is missing"):

@@ -67,6 +67,22 @@ def test_the_target_is_met_exactly_zeros_stay_and_the_cut_network_computes_the_s
     assert sum(p.numel() for p in small.parameters()) < 0.8 * sum(p.numel() for p in model.parameters())
 
 
+@pytest.mark.parametrize("method", METHODS)
+def test_averaged_weights_are_zero_where_units_went(method: str) -> None:
+    dataset, made = data.load("digits"), []
+    model = models.build("vgg_mini", 10, in_channels=1)
+    groups = find_groups(model, x := dataset.test.input(1))
+
+    def wrap(base: torch.optim.Optimizer) -> torch.optim.Optimizer:
+        made.append(METHODS[method](model, groups, base, 0.5, start=1, steps=4))
+        return made[0]
+
+    recipe = cdlib.train.Recipe(epochs=2, batch_size=256, optimizer="sgd", lr=0.01, ema=0.9)
+    cdlib.train.fit(model, dataset, recipe, optimizer=wrap, progress=False)
+    small = cdlib.remove(model, groups, made[0].drop())
+    assert torch.allclose(small(x), model(x), atol=1e-5)
+
+
 def test_of_a_convnext_only_the_widths_of_the_mlps_shrink() -> None:
     model = models.build("convnext_mini", 10)
     optimizer = hesso(

@@ -141,19 +141,15 @@ def test_no_parameters_can_be_added_later() -> None:
         make().add_param_group({"params": [nn.Parameter(torch.ones(1))]})
 
 
-@pytest.mark.parametrize(("options", "message"), [({}, "only 5"), ({"ema": 0.9, "epochs": 2}, "ema=0.9")])
-def test_training_that_is_too_short_or_averages_is_refused_before_it_starts(
-    options: dict[str, Any], message: str
-) -> None:
+def test_training_that_is_too_short_is_refused_before_it_starts() -> None:
     dataset = data.load("digits")
-    recipe = cdlib.train.Recipe(**{"epochs": 1, "batch_size": 256, **options})
     model = models.build("vgg_mini", 10, in_channels=1)
     groups = cdlib.find_groups(model, dataset.test.input(1))
-    with pytest.raises(CdlibError, match=message):
+    with pytest.raises(CdlibError, match="only 5"):
         cdlib.train.fit(
             model,
             dataset,
-            recipe,
+            cdlib.train.Recipe(epochs=1, batch_size=256),
             optimizer=lambda b: hesso(model, groups, b, steps=6),
             progress=False,
         )

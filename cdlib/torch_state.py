@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from cdlib.errors import CdlibError
 from cdlib.text import one_line
+
+M = TypeVar("M", bound=nn.Module)
 
 
 def check_module(model: Any, name: str = "model") -> nn.Module:
@@ -28,7 +30,7 @@ def check_network(model: Any) -> nn.Module:
     return model
 
 
-def copied(model: nn.Module) -> nn.Module:
+def copied(model: M) -> M:
     """Return a deep copy of a network; a CdlibError if it cannot be copied.
 
     Weights that its hooks compute (masks, weight norm) are detached in the copy.

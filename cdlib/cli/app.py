@@ -21,7 +21,7 @@ try:
 except ModuleNotFoundError:
     sys.exit("error: the command cdlib needs more packages: pip install 'cnn-compression-book[cli,train]'.")
 
-from cdlib.cli import costs, data, output, pruning, study
+from cdlib.cli import costs, data, output, pruning, quantization, study
 
 
 class _Commands(TyperGroup):
@@ -81,7 +81,15 @@ data_app = typer.Typer(help="Find, fetch or check a data set.", no_args_is_help=
 app.add_typer(data_app, name="data")
 
 _COMMANDS: dict[typer.Typer, tuple[Callable[..., None], ...]] = {
-    app: (costs.profile, costs.compare, pruning.groups, pruning.prune, study.results, study.study),
+    app: (
+        costs.profile,
+        costs.compare,
+        pruning.groups,
+        pruning.prune,
+        quantization.quantize,
+        study.results,
+        study.study,
+    ),
     data_app: (data.where, data.fetch, data.check),
 }
 for group, commands in _COMMANDS.items():

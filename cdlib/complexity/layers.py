@@ -72,7 +72,7 @@ def layer_table(
         row = rows.setdefault(layer, _empty_row(layer, graph, None))
         row["params"] += weight.numel()
         row["nonzero_params"] += _nonzero(graph, weight, [name, *(n for n, first in further.items() if first == name)])
-        row["weight_bytes"] += bytes_held(weight)
+        row["weight_bytes"] += _bytes(graph, name, weight)
     for row in rows.values():
         row["flops"] = 2 * row["macs"]
     return pd.DataFrame(list(rows.values()), columns=["layer", "kind", "output_shape", *COLUMNS]).set_index("layer")
@@ -95,6 +95,13 @@ def _nonzero(graph: Graph, weight: Tensor, names: list[str]) -> int:
     if len(masks) == len(names):
         values = values * torch.stack(masks).any(0)
     return int(torch.count_nonzero(values))
+
+
+def _bytes(graph: Graph, name: str, weight: Tensor) -> int:
+    """The bytes of a parameter; of one that is rounded (`cdlib.quantization`), those of its integers without gaps."""
+    layer, _, own = name.rpartition(".")
+    bits = getattr(graph.modules.get(layer.rpartition(".")[0]), "stored_bits", {}).get(own)
+    return -(-weight.numel() * bits // 8) if bits else bytes_held(weight)
 
 
 def _packed(graph: Graph) -> list[tuple[str, Tensor]]:

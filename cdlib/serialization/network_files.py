@@ -18,7 +18,8 @@ from cdlib.errors import CdlibError
 from cdlib.graph import ExampleInput
 from cdlib.models import RECIPE, build
 from cdlib.pruning import permanent, put_on_like, refresh
-from cdlib.serialization import archive, state
+from cdlib.quantization import Quantized
+from cdlib.serialization import archive, packed, state
 from cdlib.surgery import HISTORY, from_json, is_complete, replay, to_json
 from cdlib.text import one_line
 from cdlib.torch_state import is_channels_last, tensors_of, tied
@@ -54,6 +55,9 @@ def save(model: nn.Module, path: str | Path) -> None:
     >>> import cdlib
     >>> cdlib.save(cdlib.models.build("vgg_mini"), "vgg.cdlib")  # doctest: +SKIP
     """
+    if isinstance(model, Quantized):
+        archive.write(Path(path).expanduser(), _describe(model), packed.written(model))
+        return
     state.check(model)
     archive.write(Path(path).expanduser(), _describe(model), state.packed(tensors_of(model)))
 
@@ -85,6 +89,8 @@ def load(path: str | Path, model: nn.Module | None = None) -> nn.Module:
     try:
         for entry in description["removed"]:
             network = replay(network, entry)
+        if "quantized" in description:
+            return packed.read(network, description["quantized"], tensors)
         put_on_like(network, {*tensors, *description["shared"]})
         state.check_fit(network, tensors, description["shared"], description["temporary"])
     except (KeyError, TypeError, ValueError, AttributeError, IndexError, RuntimeError) as error:
@@ -112,7 +118,8 @@ def _describe(model: nn.Module) -> dict[str, Any]:
     return {
         "cdlib": __version__,
         "torch": torch.__version__,
-        "class": state.kind(model),
+        "class": model.source if isinstance(model, Quantized) else state.kind(model),
+        **({"quantized": model.plan} if isinstance(model, Quantized) else {}),
         "recipe": _recipe(model),
         "removed": getattr(model, HISTORY, []),
         "shared": tied(model),

@@ -43,6 +43,7 @@ def fit(
     checkpoint: Path | str | None = None,
     progress: bool = True,
     after_step: Callable[[int], None] | None = None,
+    teacher: nn.Module | None = None,
     optimizer: Callable[[torch.optim.Optimizer], torch.optim.Optimizer] | None = None,
 ) -> Fit:
     """Train `model` in place on `dataset.train` and validate it after every epoch.
@@ -73,6 +74,8 @@ def fit(
         Called with the recipe's optimizer, over the parameters where they are trained; returns the one to train with,
         for example `cdlib.pruning.hesso` over it. The average of `ema` begins when it `ends`: before, it would keep
         what has become zero.
+    teacher : nn.Module, optional
+        A trained network of the same classes, whose outputs the recipe's share `distill` of the loss aims at.
 
     Raises
     ------
@@ -102,7 +105,7 @@ def fit(
     with _reproducible(accelerator.device):
         try:
             path = Path(checkpoint) if checkpoint else None
-            run = Run(model, dataset, recipe, seed, accelerator, path, optimizer, after_step)
+            run = Run(model, dataset, recipe, seed, accelerator, path, optimizer, after_step, teacher)
             run.train(progress)
         finally:
             model.zero_grad(set_to_none=True)

@@ -14,10 +14,11 @@ from torch import Tensor, nn
 
 from cdlib.data import Dataset, batches, bits, draws
 from cdlib.errors import CdlibError, check_seed
-from cdlib.torch_state import mask_name, tensors_of
+from cdlib.text import digest
+from cdlib.torch_state import bytes_of, copied, mask_name, tensors_of
 from cdlib.train import checkpoint as checkpoints
 from cdlib.train.evaluation import checked, evaluate, evaluating, logits_of
-from cdlib.train.recipe import Recipe, average_decay, learning_rate, loss, mixed, optimizer
+from cdlib.train.recipe import Recipe, average_decay, distilled, learning_rate, loss, mixed, optimizer
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -43,6 +44,7 @@ class Run:
         path: Path | None,
         wrap: Callable[[torch.optim.Optimizer], torch.optim.Optimizer] | None = None,
         after_step: Callable[[int], None] | None = None,
+        teacher: nn.Module | None = None,
     ) -> None:
         self.recipe, self.seed, self.accelerator, self.path = recipe, seed, accelerator, path
         self.rank, self.world = accelerator.process_index, accelerator.num_processes
@@ -51,6 +53,10 @@ class Run:
         for name, value in {"optimizer": wrap, "after_step": after_step}.items():
             if value is not None and not callable(value):
                 raise CdlibError(f"{name}={value!r} cannot be called: give a function, see cdlib.train.fit.")
+        if (teacher is None) != (recipe.distill == 0):
+            given = "no teacher" if teacher is None else "a teacher"
+            raise CdlibError(f"distill={recipe.distill} and {given}: a share of the loss and a teacher go together.")
+        self.teacher = copied(teacher).to(self.device).eval() if teacher is not None else None
         layout = torch.channels_last if recipe.channels_last else torch.preserve_format
         self.model = model.to(self.device).to(memory_format=layout)
         self.data, self.validation = dataset.train.to(self.device), dataset.validation.to(self.device)
@@ -71,6 +77,8 @@ class Run:
         self.net: Any = torch.compile(net) if recipe.compile else net
         kind = type(self.optimizer).__name__ if wrap else None
         self.identity = {**checkpoints.identity(model, dataset, recipe, seed), "optimizer": kind} if path else {}
+        if path and teacher is not None:
+            self.identity["teacher"] = digest([bytes_of(tensor) for tensor in tensors_of(teacher).values()])
         held = tensors_of(model)
         masks = {mask_name(name) for name in held}  # 0 or 1: no average
         floats = {name: t for name, t in held.items() if t.is_floating_point() and name not in masks}
@@ -138,6 +146,10 @@ class Run:
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.recipe.precision == "bf16"):
             logits = self.net(x)
         value = loss(self.recipe, checked(logits, len(x)), y, share)
+        if self.teacher is not None:
+            with torch.no_grad():
+                wanted = logits_of(self.teacher, x)
+            value = distilled(self.recipe, value, logits, wanted)
         self.optimizer.zero_grad(set_to_none=True)
         self.accelerator.backward(value)
         self.optimizer.step()

@@ -58,6 +58,10 @@ class Recipe:
     ema : float, default 0
         If positive, the decay per step of a running average of the weights, which is what is validated and returned.
         After t steps the decay is at most (1 + t) / (10 + t), so that the first weights are soon forgotten.
+    distill : float, default 0
+        This share of the loss is how far the outputs are from those of the teacher that `cdlib.train.fit` is given.
+    temperature : float, default 4
+        By which both outputs are divided before they are compared.
     augment : bool, default True
         Move and mirror the images as `cdlib.data.batches` says.
     flips : {"random", "alternating"}, default "random"
@@ -91,6 +95,8 @@ class Recipe:
     label_smoothing: float = 0.0
     mixup: float = 0.0
     ema: float = 0.0
+    distill: float = 0.0
+    temperature: float = 4.0
     augment: bool = True
     flips: str = "random"
     shift: int | None = None
@@ -109,11 +115,12 @@ class Recipe:
             self._require(name, _is_number(getattr(self, name)) and getattr(self, name) >= 0, "a number from 0")
         for name in ("momentum", "label_smoothing", "ema"):
             self._require(name, _is_number(getattr(self, name)) and 0 <= getattr(self, name) < 1, "from 0 to below 1")
-        for name in ("lr_start", "lr_end"):
+        for name in ("lr_start", "lr_end", "distill"):
             self._require(name, _is_number(getattr(self, name)) and 0 <= getattr(self, name) <= 1, "from 0 to 1")
         fits = self.shift is None or (type(self.shift) is int and self.shift >= 0)
         self._require("shift", fits, "a whole number of pixels, or None")
-        self._require("lr", self.lr > 0, "positive")
+        for name in ("lr", "temperature"):
+            self._require(name, _is_number(getattr(self, name)) and getattr(self, name) > 0, "positive")
         self._require("warmup_epochs", self.warmup_epochs <= self.epochs, f"at most epochs = {self.epochs}")
 
     def changed(self, given: Mapping[str, Any]) -> Recipe:
@@ -181,6 +188,17 @@ def loss(recipe: Recipe, logits: Tensor, y: Tensor, share: float) -> Tensor:
         return value
     other = F.cross_entropy(logits, y.roll(1, 0), label_smoothing=recipe.label_smoothing)
     return share * value + (1 - share) * other
+
+
+def distilled(recipe: Recipe, value: Tensor, logits: Tensor, wanted: Tensor) -> Tensor:
+    """Return a loss, with its share of that against a teacher's logits [n, classes].
+
+    The latter is the Kullback-Leibler divergence of the softened outputs times the square of the temperature, by which
+    its gradients keep their size (Hinton et al. 2015, arXiv:1503.02531).
+    """
+    own, other = (F.log_softmax(out.float() / recipe.temperature, 1) for out in (logits, wanted))
+    distance = F.kl_div(own, other, reduction="batchmean", log_target=True) * recipe.temperature**2
+    return (1 - recipe.distill) * value + recipe.distill * distance
 
 
 def average_decay(recipe: Recipe, step: int) -> float:

@@ -1,0 +1,7 @@
+"""Networks on their way to a device: as files that runtimes read, checked against the network they came from."""
+
+from __future__ import annotations
+
+from cdlib.edge.onnx_files import OPSET, export
+
+__all__ = ["OPSET", "export"]

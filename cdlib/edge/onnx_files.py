@@ -1,0 +1,169 @@
+"""Networks as ONNX files: float32, or integers between QuantizeLinear and DequantizeLinear (QDQ)."""
+
+from __future__ import annotations
+
+import tempfile
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from cdlib import files
+from cdlib.errors import CdlibError
+from cdlib.quantization import Quantized, QuantizedLayer, Quantizer
+from cdlib.text import one_line
+from cdlib.torch_state import check_module, copied
+from cdlib.train import evaluating
+
+OPSET = 21
+TOLERANCE = 1e-3
+"""How far the outputs of a float32 file may be from the network's, as a share of the largest."""
+
+
+def export(model: nn.Module, images: Tensor, path: str | Path, *, tolerance: float = TOLERANCE) -> float:
+    """Write a network as an ONNX file of any batch size, and keep it only if onnxruntime computes the same.
+
+    A quantized network becomes one of integers: weights and biases lie in the file as such, and what passes between
+    layers goes through QuantizeLinear and DequantizeLinear, which runtimes replace by integer kernels.
+
+    Parameters
+    ----------
+    model : nn.Module
+        Float32, or quantized by `cdlib.quantization`; `torch.export` must be able to trace it.
+    images : Tensor [n, ...]
+        At least two, on which both are compared.
+    path : str or Path
+        Of the file; one that is there is replaced.
+    tolerance : float, default 1e-3
+        For a float network, of the largest difference divided by the largest output. A quantized one must give the same
+        class for 99.9 % of the images, not counting those whose two best classes are within two steps.
+
+    Returns
+    -------
+    float
+        The largest difference of outputs; for a quantized network in steps of its last quantizer.
+
+    Raises
+    ------
+    CdlibError
+        If onnx, onnxscript or onnxruntime is not installed, the network cannot be exported, or computes something else
+        there: on a CPU without VNNI, sums of 8-bit weights may saturate, and 7 bits are the cure. Then nothing is
+        written.
+    """
+    try:
+        import onnxruntime
+        import onnxscript  # noqa: F401
+    except ImportError as error:
+        raise CdlibError(f"{error.name} is not installed: pip install onnx onnxscript onnxruntime.") from error
+    if not isinstance(images, Tensor) or images.dim() < 2 or len(images) < 2:
+        raise CdlibError("give at least two images, [n, channels, ...], to compare the file and the network on.")
+    target = Path(path).expanduser()
+    if not target.parent.is_dir():
+        raise CdlibError(f"there is no folder {target.parent}: give the path of a file in a folder that exists.")
+    check_module(model)
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "network.onnx"
+        _write(_stored(model) if isinstance(model, Quantized) else model, images[:2], file)
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads, options.log_severity_level = torch.get_num_threads(), 3
+        session = onnxruntime.InferenceSession(file, options, providers=["CPUExecutionProvider"])
+        name = session.get_inputs()[0].name
+        found = np.concatenate([session.run(None, {name: part.numpy()})[0] for part in images.split(100)])
+        with evaluating(model):
+            wanted = torch.cat([model(part) for part in images.split(100)]).numpy()
+        difference = float(np.abs(found - wanted).max())
+        if isinstance(model, Quantized):
+            step = float(list(model.activations().values())[-1].scale)
+            difference /= step
+            margin = np.diff(np.sort(wanted, 1)[:, -2:], axis=1)[:, 0]
+            same = float(((found.argmax(1) == wanted.argmax(1)) | (margin <= 2 * step)).mean())
+            if same < 0.999:
+                raise CdlibError(
+                    f"onnxruntime agrees with the network on {100 * same:.2f} % of {len(images)} images only: on a CPU "
+                    "without VNNI, quantize with bits=7, whose sums do not saturate."
+                )
+        elif difference > tolerance * np.abs(wanted).max():
+            raise CdlibError(f"onnxruntime's outputs differ from the network's by {difference:.3g}: not written.")
+        content = file.read_bytes()
+    with files.atomic(target) as out:
+        out.write(content)
+    return difference
+
+
+def _write(model: nn.Module, images: Tensor, file: Path) -> None:
+    try:
+        with warnings.catch_warnings(), evaluating(model):
+            warnings.simplefilter("ignore")
+            shapes = ({0: torch.export.Dim("n")},)
+            program: Any = torch.onnx.export(
+                model, (images,), dynamo=True, opset_version=OPSET, dynamic_shapes=shapes, verbose=False
+            )
+            program.save(file)
+    except Exception as error:
+        raise CdlibError(f"{type(model).__name__} cannot be exported to ONNX: {one_line(error)}.") from error
+
+
+def _stored(model: Quantized) -> nn.Module:
+    """Return the network with operators of ONNX in place of quantizers and quantized layers."""
+    network = copied(model)
+    layers, activations = network.layers(), network.activations()
+    for name, layer in layers.items():
+        network.net.set_submodule(name, _Stored(layer))
+    for name, quantizer in activations.items():
+        network.net.set_submodule(name, _Rounded(quantizer))
+    return network.net.eval()
+
+
+def _dequantized(whole: Tensor, scale: Tensor, zero: Tensor) -> Tensor:
+    attributes: dict[str, Any] = {"axis": 0} if scale.dim() else {}
+    given = (whole, scale, zero)
+    return torch.onnx.ops.symbolic(
+        "DequantizeLinear", given, attributes, dtype=torch.float32, shape=whole.shape, version=OPSET
+    )
+
+
+class _Rounded(nn.Module):
+    """A quantizer as the two operators of ONNX."""
+
+    scale: Tensor
+    zero_point: Tensor
+
+    def __init__(self, quantizer: Quantizer) -> None:
+        super().__init__()
+        self.register_buffer("scale", quantizer.scale)
+        self.register_buffer("zero_point", quantizer.zero_point.to(torch.uint8))
+
+    def forward(self, x: Tensor) -> Tensor:
+        given = (x, self.scale, self.zero_point)
+        whole = torch.onnx.ops.symbolic("QuantizeLinear", given, dtype=torch.uint8, shape=x.shape, version=OPSET)
+        return _dequantized(whole, self.scale, self.zero_point)
+
+
+class _Stored(nn.Module):
+    """A layer whose weights and bias lie in the file as integers."""
+
+    def __init__(self, quantized: QuantizedLayer) -> None:
+        super().__init__()
+        self.layer = quantized.layer
+        whole = quantized.integers()
+        self._hold("weight", whole["weight"].to(torch.int8), quantized.weights.scale)
+        if "bias" in whole:
+            self._hold("bias", whole["bias"].to(torch.int32), quantized.product_scale().float())
+
+    def _hold(self, name: str, whole: Tensor, scale: Tensor) -> None:
+        self.register_buffer(f"{name}_whole", whole)
+        self.register_buffer(f"{name}_scale", scale)
+        self.register_buffer(f"{name}_zero", torch.zeros_like(scale, dtype=whole.dtype))
+
+    def forward(self, x: Tensor) -> Tensor:
+        held = {name: buffer for name, buffer in self.named_buffers() if "." not in name}
+        given = {
+            name: _dequantized(held[f"{name}_whole"], held[f"{name}_scale"], held[f"{name}_zero"])
+            for name in ("weight", "bias")
+            if f"{name}_whole" in held
+        }
+        out: Tensor = torch.func.functional_call(self.layer, given, (x,))
+        return out

@@ -1,0 +1,28 @@
+"""Few bits: quantization of weights and activations, after training and with it, and the search for bits by layer."""
+
+from __future__ import annotations
+
+from cdlib.quantization.bit_costs import Mixture, apply, knapsack, operations
+from cdlib.quantization.bit_search import Search, bitwidths
+from cdlib.quantization.placing import Quantized, prepared
+from cdlib.quantization.post_training import static
+from cdlib.quantization.quantizers import QuantizedLayer, Quantizer
+from cdlib.quantization.ranges import RANGES, set_weight_range
+from cdlib.quantization.training import train
+
+__all__ = [
+    "RANGES",
+    "Mixture",
+    "Quantized",
+    "QuantizedLayer",
+    "Quantizer",
+    "Search",
+    "apply",
+    "bitwidths",
+    "knapsack",
+    "operations",
+    "prepared",
+    "set_weight_range",
+    "static",
+    "train",
+]

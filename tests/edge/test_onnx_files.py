@@ -1,0 +1,108 @@
+"""What is written as ONNX computes in onnxruntime what the network computes, in integers to the bit or nearly."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import cdlib
+from cdlib import CdlibError, data, models
+from cdlib.edge import export
+from cdlib.quantization import static
+
+onnx = pytest.importorskip("onnx")
+ort = pytest.importorskip("onnxruntime")
+SAMPLE = data.load("cifar10-sample")
+FAMILIES: dict[str, dict[str, Any]] = {
+    "plain_cnn": {},
+    "vgg_mini": {},
+    "resnet_mini": {},
+    "mobilenet_mini": {},
+    "convnext_mini": {"layer_scale": 0.1},
+    "efficientnet_lite0": {"input_size": 64},
+}
+
+
+def lively(name: str) -> nn.Module:
+    """A network whose batch norms have seen images."""
+    torch.manual_seed(0)
+    net = models.build(name, **FAMILIES[name])
+    with torch.no_grad():
+        for seed in range(3):
+            net(SAMPLE.train.sample(64, seed).input(64))
+    return net.eval()
+
+
+def session(file: Path) -> Any:
+    options = ort.SessionOptions()
+    options.optimized_model_filepath, options.log_severity_level = str(file.with_suffix(".opt")), 3
+    return ort.InferenceSession(file, options)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_integers_in_a_runtime_give_the_same_classes_and_logits_to_few_steps(name: str, tmp_path: Path) -> None:
+    quantized, images = static(lively(name), SAMPLE.train.sample(100, 1)), SAMPLE.test.input(200)
+    difference = export(quantized, images, tmp_path / "net.onnx")
+    assert difference <= (1.01 if name in ("plain_cnn", "vgg_mini", "resnet_mini", "mobilenet_mini") else 6)
+    with torch.no_grad():
+        wanted = quantized(images).argmax(1).numpy()
+    running = session(tmp_path / "net.onnx")
+    [found] = running.run(None, {running.get_inputs()[0].name: images.numpy()})
+    assert (found.argmax(1) == wanted).mean() >= (0.99 if name == "convnext_mini" else 0.999)
+    kinds = [node.op_type for node in onnx.load(tmp_path / "net.opt").graph.node]
+    convs = sum(isinstance(m, nn.Conv2d) for m in quantized.modules())
+    assert kinds.count("QLinearConv") == convs and "Conv" not in kinds
+
+
+def test_the_workhorse_has_the_same_bits_in_a_runtime(tmp_path: Path) -> None:
+    quantized = static(models.trained("plain-16"), SAMPLE.train.sample(200, 0))
+    assert export(quantized, SAMPLE.test.input(1000), tmp_path / "net.onnx") == 0.0
+    weights = sum(layer.weight().numel() for layer in quantized.layers().values())
+    held = {t.name: onnx.numpy_helper.to_array(t) for t in onnx.load(tmp_path / "net.onnx").graph.initializer}
+    assert sum(array.size for array in held.values() if array.dtype == np.int8) >= weights
+
+
+def test_a_cut_float_network_is_written_for_any_batch_size(tmp_path: Path) -> None:
+    net, x = lively("resnet_mini"), SAMPLE.test.input(8)
+    groups = cdlib.find_groups(net, x[:1])
+    small = cdlib.remove(net, groups, {group.name: range(group.size // 2) for group in groups.prunable})
+    assert export(small, x, tmp_path / "net.onnx") < 1e-4
+    running = session(tmp_path / "net.onnx")
+    for n in (1, 5):
+        [found] = running.run(None, {running.get_inputs()[0].name: x[:n].numpy()})
+        with torch.no_grad():
+            assert np.allclose(found, small(x[:n]).numpy(), atol=1e-4)
+
+
+def test_what_computes_something_else_is_not_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    net, x = lively("vgg_mini"), SAMPLE.test.input(8)
+    file = tmp_path / "net.onnx"
+    file.write_bytes(b"before")
+    with pytest.raises(CdlibError, match="outputs differ"):
+        export(net, x, file, tolerance=0.0)
+    assert file.read_bytes() == b"before"
+    quantized = static(net, x)
+    real = type(quantized).forward
+    monkeypatch.setattr(type(quantized), "forward", lambda self, x: -real(self, x))
+    with pytest.raises(CdlibError, match="agrees with the network on"):
+        export(quantized, x, file)
+    assert file.read_bytes() == b"before"
+
+
+@pytest.mark.parametrize(
+    ("images", "path", "message"),
+    [
+        (SAMPLE.test.input(1), "net.onnx", "at least two images"),
+        (SAMPLE.test.input(2), "none/net.onnx", "there is no folder"),
+        (torch.zeros(2, 5, 32, 32), "net.onnx", "cannot be exported to ONNX"),
+    ],
+)
+def test_bad_input_of_an_export_is_one_line(images: torch.Tensor, path: str, message: str, tmp_path: Path) -> None:
+    with pytest.raises(CdlibError, match=message) as error:
+        export(lively("vgg_mini"), images, tmp_path / path)
+    assert "\n" not in str(error.value) and not list(tmp_path.iterdir())

@@ -8,21 +8,27 @@ from cdlib.quantization.placing import Quantized, prepared
 from cdlib.quantization.post_training import static
 from cdlib.quantization.quantizers import QuantizedLayer, Quantizer
 from cdlib.quantization.ranges import RANGES, set_weight_range
+from cdlib.quantization.sharing import Codebook, attach, clustered, codebooks, share
 from cdlib.quantization.training import train
 
 __all__ = [
     "RANGES",
+    "Codebook",
     "Mixture",
     "Quantized",
     "QuantizedLayer",
     "Quantizer",
     "Search",
     "apply",
+    "attach",
     "bitwidths",
+    "clustered",
+    "codebooks",
     "knapsack",
     "operations",
     "prepared",
     "set_weight_range",
+    "share",
     "static",
     "train",
 ]

@@ -18,11 +18,11 @@ from cdlib.errors import CdlibError
 from cdlib.graph import ExampleInput
 from cdlib.models import RECIPE, build
 from cdlib.pruning import permanent, put_on_like, refresh
-from cdlib.quantization import Quantized
-from cdlib.serialization import archive, packed, state
+from cdlib.quantization import Quantized, codebooks
+from cdlib.serialization import archive, packed, shared_values, state
 from cdlib.surgery import HISTORY, from_json, is_complete, replay, to_json
 from cdlib.text import one_line
-from cdlib.torch_state import is_channels_last, tensors_of, tied
+from cdlib.torch_state import copied, is_channels_last, tensors_of, tied
 
 _SOURCES = {"weights", "weights_backbone"}  # of torchvision
 _SOURCES |= {"pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "checkpoint_path", "cache_dir"}  # of timm
@@ -58,6 +58,12 @@ def save(model: nn.Module, path: str | Path) -> None:
     if isinstance(model, Quantized):
         archive.write(Path(path).expanduser(), _describe(model), packed.written(model))
         return
+    if codebooks(model):
+        plain = _without_codebooks(model)
+        state.check(plain)
+        said = {**_describe(plain), "shared_values": shared_values.numbers_of(model)}
+        archive.write(Path(path).expanduser(), said, shared_values.written(model))
+        return
     state.check(model)
     archive.write(Path(path).expanduser(), _describe(model), state.packed(tensors_of(model)))
 
@@ -91,12 +97,18 @@ def load(path: str | Path, model: nn.Module | None = None) -> nn.Module:
             network = replay(network, entry)
         if "quantized" in description:
             return packed.read(network, description["quantized"], tensors)
+        if numbers := description.get("shared_values"):
+            made = {f"{name}.weight": tensors_of(network)[f"{name}.weight"] for name in numbers}
+            streams = {name: t for name, t in tensors.items() if name.rpartition(".")[0] in made}
+            tensors = {**{name: t for name, t in tensors.items() if name not in streams}, **made}
         put_on_like(network, {*tensors, *description["shared"]})
         state.check_fit(network, tensors, description["shared"], description["temporary"])
     except (KeyError, TypeError, ValueError, AttributeError, IndexError, RuntimeError) as error:
         raise CdlibError(_misfit(file, description["class"], error, model)) from error
     state.fill(network, tensors, set(description["channels_last"]))
     refresh(network)
+    if numbers:
+        shared_values.read(network, numbers, streams)
     unlike = set(description["unlike"])
     for name, module in network.named_modules():
         module.training = description["training"] != (name in unlike)
@@ -139,6 +151,18 @@ def _recipe(model: nn.Module) -> dict[str, Any] | None:
     name = Path(name).name if ".py" in name else name
     options = to_json({key: value for key, value in recipe["options"].items() if key not in _SOURCES})
     return {"name": name, "classes": recipe["classes"], "options": options} if is_complete(options) else None
+
+
+def _without_codebooks(model: nn.Module) -> nn.Module:
+    """A copy of a network that shares weights, with weights of its own."""
+    network = copied(model)
+    for name in codebooks(network):
+        layer: Any = network.get_submodule(name)
+        weight = layer.weight.detach()
+        layer.__class__ = type(layer).__bases__[0]  # torch's removal would also change the class of the one copied
+        del layer.parametrizations
+        layer.weight = nn.Parameter(weight)
+    return network
 
 
 def _misfit(file: Path, kind: str, error: Exception, model: nn.Module | None) -> str:

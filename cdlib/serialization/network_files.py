@@ -58,7 +58,7 @@ def save(model: nn.Module, path: str | Path) -> None:
     if isinstance(model, Quantized):
         archive.write(Path(path).expanduser(), _describe(model), packed.written(model))
         return
-    if codebooks(model):
+    if isinstance(model, nn.Module) and codebooks(model):
         plain = _without_codebooks(model)
         state.check(plain)
         said = {**_describe(plain), "shared_values": shared_values.numbers_of(model)}

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from cdlib import files
 from cdlib.errors import CdlibError
 from cdlib.quantization import Quantized, QuantizedLayer, Quantizer
+from cdlib.report import instructions
 from cdlib.text import one_line
 from cdlib.torch_state import check_module, copied
 from cdlib.train import evaluating
@@ -82,8 +83,7 @@ def export(model: nn.Module, images: Tensor, path: str | Path, *, tolerance: flo
             same = float(((found.argmax(1) == wanted.argmax(1)) | (margin <= 2 * step)).mean())
             if same < 0.999:
                 raise CdlibError(
-                    f"onnxruntime agrees with the network on {100 * same:.2f} % of {len(images)} images only: on a CPU "
-                    "without VNNI, quantize with bits=7, whose sums do not saturate."
+                    f"onnxruntime agrees with the network on {100 * same:.2f} % of {len(images)} images only{_why()}."
                 )
         elif difference > tolerance * np.abs(wanted).max():
             raise CdlibError(f"onnxruntime's outputs differ from the network's by {difference:.3g}: not written.")
@@ -91,6 +91,13 @@ def export(model: nn.Module, images: Tensor, path: str | Path, *, tolerance: flo
     with files.atomic(target) as out:
         out.write(content)
     return difference
+
+
+def _why() -> str:
+    """What may be the reason for another result, by what the CPU can do."""
+    if {"avx_vnni", "avx512_vnni", "amx_int8", "asimddp"} & {*(instructions() or ())}:
+        return ""
+    return ": this CPU has no VNNI, and sums of products of 8 bits may saturate; quantize with bits=7"
 
 
 def _write(model: nn.Module, images: Tensor, file: Path) -> None:

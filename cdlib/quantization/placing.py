@@ -8,7 +8,7 @@ permutations, reshapes) keep them on the grid. Everything else (GELU, layer norm
 from __future__ import annotations
 
 import operator
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from typing import Any
 
 import torch
@@ -26,13 +26,13 @@ from cdlib.torch_state import check_module, check_numbers, copied
 
 LAYERS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
 NORMS = (nn.LayerNorm, nn.GroupNorm, _BatchNorm)
-_RELUS = {nn.ReLU, nn.ReLU6, F.relu, F.relu6, torch.relu, "relu", "relu_"}
+AFTER = {nn.ReLU, nn.ReLU6, F.relu, F.relu6, torch.relu, "relu", "relu_"}
 _SUMS = {operator.add, operator.iadd, torch.add, "add", "add_"}
 _MEANS = {nn.AdaptiveAvgPool2d, F.adaptive_avg_pool2d}
 _POOLS = {nn.MaxPool1d, nn.MaxPool2d, nn.AdaptiveMaxPool2d, F.max_pool2d, F.adaptive_max_pool2d}
 _MOVES = {nn.Flatten, nn.Identity, nn.Dropout, nn.Dropout2d, F.dropout, torch.flatten, torch.permute, torch.reshape}
 _MOVES |= {"flatten", "permute", "reshape", "view", "transpose", "contiguous", "squeeze", "unsqueeze"}
-_SAME_NUMBERS = _POOLS | _MOVES
+SAME_NUMBERS = _POOLS | _MOVES
 
 
 class _Tracer(fx.Tracer):
@@ -86,6 +86,7 @@ def prepared(
     per_channel: bool,
     keep: Collection[str] = (),
     norms: Collection[str] | None = None,
+    change: Callable[[fx.GraphModule], Any] | None = None,
 ) -> Quantized:
     """Return a copy of a network, in evaluation mode, with quantizers that have no ranges yet.
 
@@ -101,6 +102,8 @@ def prepared(
         Names of layers that stay in float32.
     norms : collection of str, optional
         The batch norms to fold into the layers before them; by default all that can be.
+    change : callable, optional
+        What is done to the folded network before quantizers are placed, such as `equalise`.
 
     Raises
     ------
@@ -110,6 +113,8 @@ def prepared(
     check_numbers(check_module(model))
     net = _traced(model)
     folded = _fold(net, norms)
+    if change is not None:
+        change(net)
     modules, calls = dict(net.named_modules()), _calls(net.graph)
     names = [name for name, module in modules.items() if isinstance(module, LAYERS) and calls.get(name)]
     given = bits if isinstance(bits, dict) else dict.fromkeys(names, bits)
@@ -164,7 +169,7 @@ def _fold(net: fx.GraphModule, only: Collection[str] | None) -> list[str]:
         if not isinstance(norm, _BatchNorm) or norm.running_mean is None:
             continue
         source, positive = node.args[0], norm.weight is None or bool((norm.weight > 0).all())
-        while _kind(source, modules) in _POOLS and len(source.users) == 1 and positive:
+        while kind_of(source, modules) in _POOLS and len(source.users) == 1 and positive:
             source = source.args[0]
         layer: Any = modules.get(source.target) if source.op == "call_module" else None
         alone = isinstance(layer, LAYERS) and len(source.users) == 1 and calls[source.target] == calls[node.target] == 1
@@ -185,16 +190,16 @@ def _place(net: fx.GraphModule, modules: dict[str, nn.Module], layers: Collectio
     """Put a quantizer behind whatever an integer operator reads or writes, in place."""
     on_grid: set[fx.Node] = set()
     for node in list(net.graph.nodes):
-        kind = _kind(node, modules)
+        kind = kind_of(node, modules)
         sums = kind in _SUMS and len(node.args) == 2 and all(isinstance(arg, fx.Node) for arg in node.args)
-        if kind in _SAME_NUMBERS and node.args and node.args[0] in on_grid:
+        if kind in SAME_NUMBERS and node.args and node.args[0] in on_grid:
             on_grid.add(node)
         if node.target not in layers and not sums and kind not in _MEANS:
             continue
         for source in node.args[: 2 if sums else 1]:
             _rounded(net, source, on_grid)
         users = list(node.users)
-        _rounded(net, users[0] if len(users) == 1 and _kind(users[0], modules) in _RELUS else node, on_grid)
+        _rounded(net, users[0] if len(users) == 1 and kind_of(users[0], modules) in AFTER else node, on_grid)
     net.recompile()
     now: dict[Any, Any] = dict(net.named_modules())
     for node in net.graph.nodes:
@@ -221,7 +226,7 @@ def _rounded(net: fx.GraphModule, node: fx.Node, on_grid: set[fx.Node]) -> None:
     on_grid.update({node, quantizer})
 
 
-def _kind(node: fx.Node, modules: dict[str, nn.Module]) -> Any:
+def kind_of(node: fx.Node, modules: dict[str, nn.Module]) -> Any:
     """The class of the module that a node calls, or the function, or the name of the method."""
     return type(modules[node.target]) if node.op == "call_module" and node.target in modules else node.target
 

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from cdlib.data import Split
 from cdlib.errors import CdlibError, check_choice, check_whole
+from cdlib.quantization.equalisation import equalise
 from cdlib.quantization.placing import Quantized, prepared
 from cdlib.quantization.quantizers import QuantizedLayer
 from cdlib.quantization.ranges import RANGES, set_ranges, set_weight_range
@@ -27,6 +28,7 @@ def static(
     per_channel: bool = True,
     ranges: str = "mse",
     keep: Collection[str] = (),
+    equalised: bool = False,
     correct_bias: bool = True,
 ) -> Quantized:
     """Return a network whose weights and activations are rounded to integers times a scale (static quantization).
@@ -50,6 +52,9 @@ def static(
         one in 10,000; of weights likewise, without the last.
     keep : collection of str
         Names of layers that stay in float32.
+    equalised : bool, default False
+        Move size between layers first, so that the channels of one have equal ranges: for depthwise networks with one
+        scale for a layer. ReLU6 between layers becomes ReLU then.
     correct_bias : bool, default True
         Take off each bias what rounding the weights changes in the mean of the layer's outputs (Nagel et al. 2019,
         arXiv:1906.04721, section 4.2, here measured on the calibration images).
@@ -70,7 +75,9 @@ def static(
     images = _images(calibration).to(device_of(model))
     for value in bits.values() if isinstance(bits, dict) else [bits]:
         check_whole("bits", value, 2, 8)
-    quantized = prepared(model, bits, per_channel=per_channel, keep=keep)
+    change = equalise if equalised else None
+    quantized = prepared(model, bits, per_channel=per_channel, keep=keep, change=change)
+    quantized.plan["equalised"] = equalised
 
     @torch.no_grad()
     def run() -> Iterator[None]:

@@ -1,7 +1,7 @@
 """Measure networks alike and compare them."""
 
 from cdlib.report.comparison import CommonTable, Comparison, compare, table
-from cdlib.report.host import hardware, machine, threads
+from cdlib.report.host import hardware, instructions, machine, threads
 from cdlib.report.measurement import QUANTITIES, Measurement, measure
 from cdlib.report.memory import allocator_peak, cpu_peak, file_bytes
 from cdlib.report.power import images_needed, pairs_needed
@@ -24,6 +24,7 @@ __all__ = [
     "file_bytes",
     "hardware",
     "images_needed",
+    "instructions",
     "latencies",
     "machine",
     "mcnemar",

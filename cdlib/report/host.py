@@ -9,16 +9,39 @@ import pathlib
 import platform
 import subprocess
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 
 from cdlib.errors import check_whole
 
+INSTRUCTIONS = (
+    *("avx2", "fma", "avx_vnni", "avx512f", "avx512_vnni", "avx512_bf16", "amx_int8", "amx_bf16"),
+    *("asimddp", "i8mm"),
+)
+"""Sets of instructions that decide how fast integers and short floats are, by the names Linux gives them."""
 
-def hardware() -> dict[str, str | int | None]:
-    """Return what the machine is: `cpu` (model name), `cores` (logical), `gpu` (name or None), `threads` (torch's)."""
+
+def hardware() -> dict[str, Any]:
+    """Return what the machine is.
+
+    `cpu` (model name), `instructions` (those of `INSTRUCTIONS` that it has; None where the system does not say),
+    `cores` (logical), `gpu` (name or None) and `threads` (torch's).
+    """
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
-    return {"cpu": _cpu_name(), "cores": os.cpu_count(), "gpu": gpu, "threads": torch.get_num_threads()}
+    threads = torch.get_num_threads()
+    return {"cpu": _cpu_name(), "instructions": instructions(), "cores": os.cpu_count(), "gpu": gpu, "threads": threads}
+
+
+@functools.cache
+def instructions() -> list[str] | None:
+    """Return those of `INSTRUCTIONS` that the CPU has, as Linux lists them; None on other systems."""
+    with contextlib.suppress(OSError):
+        for line in pathlib.Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+            name, _, found = line.partition(":")
+            if name.strip().lower() in ("flags", "features"):
+                return [each for each in INSTRUCTIONS if each in found.split()]
+    return None
 
 
 def machine(device: torch.device | str = "cpu") -> str:

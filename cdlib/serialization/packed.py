@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from cdlib.errors import CdlibError
-from cdlib.quantization import Quantized, prepared
+from cdlib.quantization import Quantized, equalise, prepared
 from cdlib.torch_state import tensors_of
 
 
@@ -64,7 +64,9 @@ def read(network: nn.Module, plan: Mapping[str, Any], tensors: Mapping[str, Tens
     Raises KeyError, TypeError, ValueError or RuntimeError if the tensors do not fit the network.
     """
     bits = {str(name): int(width) for name, width in plan["bits"].items()}
-    model = prepared(network, bits, per_channel=bool(plan["per_channel"]), norms=plan["norms"])
+    change = equalise if plan.get("equalised") else None  # which makes other layers, besides other weights
+    model = prepared(network, bits, per_channel=bool(plan["per_channel"]), norms=plan["norms"], change=change)
+    model.plan["equalised"] = change is not None
     for name, layer in model.layers().items():
         if f"{name}.layer.bias" in tensors:
             layer.bias()  # made where it has none

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 import cdlib
 from cdlib import CdlibError, data, models
-from cdlib.quantization import Quantized, Quantizer, set_weight_range, static
+from cdlib.quantization import Quantized, Quantizer, equalise, prepared, set_weight_range, static
 from cdlib.train import evaluate
 
 
@@ -278,3 +278,56 @@ def test_a_quantized_network_is_not_quantized_again() -> None:
     quantized = static(nn.Sequential(nn.Linear(4, 3)), x := numbers(9, 4))
     with pytest.raises(CdlibError, match="quantized already: give it other bits by apply"):
         static(quantized, x)
+
+
+# --- equalisation
+
+
+def uneven() -> nn.Module:
+    """A depthwise-separable network whose channels differ a thousandfold, as folded norms make them."""
+    torch.manual_seed(0)
+    act = nn.ReLU
+    layers = [nn.Conv2d(3, 8, 1), act(), nn.Conv2d(8, 8, 3, padding=1, groups=8), act(), nn.Conv2d(8, 5, 1)]
+    net = nn.Sequential(*layers, nn.AdaptiveMaxPool2d(1), nn.Flatten(), nn.Linear(5, 4))
+    with torch.no_grad():
+        scales = torch.logspace(-1.5, 1.5, 8)
+        layers[0].weight.mul_(scales.view(-1, 1, 1, 1)), layers[0].bias.mul_(scales)
+        layers[2].weight.div_(scales.flip(0).view(-1, 1, 1, 1)), layers[2].bias.div_(scales.flip(0))
+    return net.eval()
+
+
+def test_equalising_changes_no_output_and_makes_ranges_equal() -> None:
+    net, x = uneven(), numbers(4, 3, 6, 6)
+    found: list[Any] = []
+
+    def change(graph: Any) -> None:
+        found.extend([equalise(graph), graph(x), dict(graph.named_modules())])
+
+    prepared(net, 8, per_channel=False, change=change)
+    assert found[0] == 3
+    assert torch.allclose(found[1], net(x), rtol=1e-4, atol=1e-5)
+    first, second = (found[2][name].weight.flatten(1).abs().amax(1) for name in ("0", "2"))
+    assert torch.allclose(first, second, rtol=0.05)
+    assert net[0].weight.abs().amax((1, 2, 3)).max() > 100 * net[0].weight.abs().amax((1, 2, 3)).min()
+
+
+def test_equalising_saves_a_depthwise_network_with_one_scale_a_layer() -> None:
+    net, x = uneven(), numbers(64, 3, 6, 6)
+    wanted, error = net(x), {}
+    for equalised in (False, True):
+        given = static(net, x, per_channel=False, equalised=equalised, correct_bias=False)(x)
+        error[equalised] = (given - wanted).square().mean().item()
+    assert error[True] < 0.4 * error[False]
+
+
+def test_an_equalised_network_comes_back_from_its_file(tmp_path: Any) -> None:
+    quantized = static(models.build("mobilenet_mini"), x := numbers(4, 3, 32, 32), per_channel=False, equalised=True)
+    cdlib.save(quantized, tmp_path / "q.cdlib")
+    assert torch.equal(cdlib.load(tmp_path / "q.cdlib")(x), quantized(x))
+
+
+def test_a_relu6_between_equalised_layers_becomes_a_relu() -> None:
+    net = nn.Sequential(nn.Conv2d(3, 4, 1), nn.ReLU6(), nn.Conv2d(4, 2, 1))
+    quantized = static(net, numbers(8, 3, 4, 4), equalised=True)
+    assert not any(isinstance(m, nn.ReLU6) for m in quantized.modules())
+    assert any(isinstance(m, nn.ReLU6) for m in static(net, numbers(8, 3, 4, 4)).modules())

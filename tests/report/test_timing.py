@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import gc
 import io
+import re
 from collections import Counter
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -123,6 +125,9 @@ def test_the_machine_is_named_with_its_threads() -> None:
     assert str(hardware["cpu"]) in line
     assert hardware["threads"] == 1
     assert hardware["cpu"]
+    flags = Path("/proc/cpuinfo").read_text(encoding="utf-8").lower() if Path("/proc/cpuinfo").exists() else ""
+    for name in hardware["instructions"] or ():
+        assert re.search(rf"\b{name}\b", flags)
     with report.threads(2):
         assert report.machine() != line
 

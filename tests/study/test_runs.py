@@ -224,7 +224,7 @@ def test_a_record_says_where_it_comes_from_but_not_whose_machine_it_was(
     assert origin["data"] == "0123456789abcdef"
     assert origin["versions"]["torch"] == torch.__version__.partition("+")[0]
     assert set(origin["versions"]) == {"python", "cdlib", "torch", "torchvision", "numpy"}
-    assert set(origin["machine"]) == {"cpu", "cores", "gpu", "threads"}
+    assert set(origin["machine"]) == {"cpu", "instructions", "cores", "gpu", "threads"}
     assert origin["machine"]["threads"] == torch.get_num_threads()
     assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ", origin["date"])
     text = json.dumps(record)

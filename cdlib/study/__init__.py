@@ -2,6 +2,7 @@
 
 from cdlib.study.baseline import int8_linears, train_and_compress
 from cdlib.study.controls import above, recounted, uniform_line
+from cdlib.study.few_bits import quantize_network
 from cdlib.study.runs import run
 from cdlib.study.shipped import prune_over_grid, train_network
 from cdlib.study.store import folder, load
@@ -16,6 +17,7 @@ __all__ = [
     "load",
     "networks",
     "prune_over_grid",
+    "quantize_network",
     "recorded",
     "recounted",
     "run",

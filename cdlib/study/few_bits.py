@@ -1,0 +1,103 @@
+"""The quantization experiment: a trained network, one way to fewer bits, measured as a file and in a runtime."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from cdlib import data, models, quantization, train
+from cdlib.complexity import profile
+from cdlib.edge import export
+from cdlib.errors import CdlibError, check_choice
+from cdlib.quantization import Quantized, operations
+from cdlib.serialization import save
+from cdlib.train import Recipe
+
+EXPERIMENT = "quantization"
+CALIBRATION = 512
+WAYS = ("float", "static", "train", "search", "share")
+
+
+def quantize_network(parameters: dict[str, Any], seed: int, workdir: Path) -> dict[str, Any]:
+    """Quantize a network that ships with the book, and measure what comes of it.
+
+    Parameters
+    ----------
+    parameters : dict
+        `network`: for `cdlib.models.trained`; `data`; `way`: a dict with the `name`, one of `WAYS`, and
+
+        - "float": nothing, or `recipe`: further training in float32, the control of "train" and "share".
+        - "static": the options of `cdlib.quantization.static`.
+        - "train": `recipe`, and the options of `cdlib.quantization.train`.
+        - "search": `bits`, how many a weight on average, `way` and further options of
+          `cdlib.quantization.bitwidths`; with `recipe`, the network is trained with the bits that were found.
+        - "share": `bits`, and `recipe` for the training of the shared values.
+    seed : int
+        Of the choice of calibration images, of the search and of the training.
+    workdir : Path
+        Keeps the checkpoint from which a killed run goes on.
+
+    Returns
+    -------
+    dict
+        `accuracy` on the test split; `file_bytes` of what `cdlib.save` writes; `weight_bytes`, `macs`, `bits` by layer;
+        `bit_operations`; of integer networks `steps`: how far the logits of all test images are from
+        onnxruntime's at most, in steps of the last quantizer; of a search its `evaluations` and `loss`. `fingerprint`.
+
+    A CdlibError for a way that is unknown or an option that is missing.
+    """
+    dataset, model = data.load(parameters["data"]), models.trained(parameters["network"])
+    way = dict(parameters["way"])
+    name = way.pop("name", None)
+    check_choice("way", name, WAYS)
+    recipe = Recipe().changed(way.pop("recipe")) if "recipe" in way else None
+    if name == "train" and recipe is None:
+        raise CdlibError("'recipe' is missing: training with rounded numbers needs one.")
+    common: dict[str, Any] = {"seed": seed, "checkpoint": workdir / "checkpoint.pt", "progress": False}
+    some = dataset.train.sample(CALIBRATION, seed)
+    found: dict[str, Any] = {}
+    result: nn.Module = model
+    if name == "static":
+        result = quantization.static(model, some, **way)
+    elif name == "train":
+        result = quantization.train(model, dataset, recipe, **way, **common)
+    elif name == "search":
+        result = quantization.static(model, some)
+        budget = int(way.pop("bits") * sum(layer.weight().numel() for layer in result.layers().values()) / 8)
+        searched = quantization.bitwidths(
+            result, dataset.validation.sample(min(1000, len(dataset.validation)), seed), budget, seed=seed, **way
+        )
+        found = {"evaluations": searched.evaluations, "loss": searched.loss, "history": searched.history}
+        result = quantization.apply(result, searched.bits)
+        if recipe:
+            result = quantization.train(result, dataset, recipe, **common)
+    elif name == "share":
+        result = quantization.share(model, **way)
+    if recipe and name in ("float", "share"):
+        train.fit(result, dataset, recipe, **common)
+    return {**found, **_measured(result, dataset, workdir), "fingerprint": dataset.fingerprint}
+
+
+def _measured(model: nn.Module, dataset: data.Dataset, workdir: Path) -> dict[str, Any]:
+    one = dataset.test.input(1)
+    found: dict[str, Any] = {"accuracy": train.evaluate(model, dataset.test).accuracy}
+    with tempfile.TemporaryDirectory(dir=workdir) as folder:
+        save(model, Path(folder) / "network.cdlib")
+        found["file_bytes"] = (Path(folder) / "network.cdlib").stat().st_size
+        if isinstance(model, Quantized):
+            images = dataset.test.input(len(dataset.test))
+            found["steps"] = export(model, images, Path(folder) / "network.onnx")
+            found["onnx_bytes"] = (Path(folder) / "network.onnx").stat().st_size
+    counted = profile(model, one)
+    return {
+        **found,
+        "weight_bytes": counted.weight_bytes,
+        "macs": counted.macs,
+        "bits": model.bits if isinstance(model, Quantized) else {},
+        "bit_operations": int(operations(model, one)["bit_operations"].sum()),
+        "threads": torch.get_num_threads(),
+    }

@@ -1,0 +1,45 @@
+"""The quantization experiment: each way ends with a record of what was measured."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cdlib import CdlibError, models
+from cdlib.study import quantize_network, run
+from cdlib.study.few_bits import WAYS
+
+TUNE = {"epochs": 1, "batch_size": 100, "lr": 1e-4}
+SOME: dict[str, dict[str, Any]] = {
+    "float": {},
+    "static": {"bits": 4},
+    "train": {"recipe": TUNE, "bits": 4},
+    "search": {"bits": 4, "way": "uniform"},
+    "share": {"bits": 4, "recipe": TUNE},
+}
+
+
+@pytest.mark.parametrize("name", WAYS)
+def test_a_way_is_measured_as_a_file_and_in_a_runtime(name: str, tmp_path: Path) -> None:
+    pytest.importorskip("onnxruntime")
+    plan = {"network": "plain-16", "data": "cifar10-sample", "way": {"name": name, **SOME[name]}}
+    found = run("quantization", quantize_network, plan, seed=1, record_in=tmp_path)["metrics"]
+    dense = sum(p.numel() for p in models.trained("plain-16").parameters()) * 4
+    assert found["accuracy"] > 0.7 and found["macs"] == 10_135_072
+    if name in ("static", "train", "search"):
+        assert found["steps"] <= 1 and set(found["bits"].values()) == {4}
+        assert found["file_bytes"] < 0.17 * dense and found["weight_bytes"] < 0.14 * dense
+        assert found["bit_operations"] == found["macs"] * 4 * 8
+    else:
+        assert found["bit_operations"] == found["macs"] * 32 * 32
+        assert (found["file_bytes"] < 0.17 * dense) == (name == "share")
+
+
+def test_what_is_unknown_or_missing_is_named(tmp_path: Path) -> None:
+    plan = {"network": "plain-16", "data": "cifar10-sample"}
+    with pytest.raises(CdlibError, match="way 'statik'.*did you mean 'static'"):
+        quantize_network({**plan, "way": {"name": "statik"}}, 0, tmp_path)
+    with pytest.raises(CdlibError, match="'recipe' is missing"):
+        quantize_network({**plan, "way": {"name": "train"}}, 0, tmp_path)

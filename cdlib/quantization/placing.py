@@ -22,7 +22,7 @@ from cdlib.models import RECIPE
 from cdlib.quantization.quantizers import QuantizedLayer, Quantizer
 from cdlib.surgery import HISTORY
 from cdlib.text import one_line
-from cdlib.torch_state import check_module, check_numbers, copied
+from cdlib.torch_state import check_module, check_numbers, copied, tensors_of
 
 LAYERS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
 NORMS = (nn.LayerNorm, nn.GroupNorm, _BatchNorm)
@@ -108,9 +108,13 @@ def prepared(
     Raises
     ------
     CdlibError
-        If the network cannot be traced, or a layer of `keep` or `bits` is unknown.
+        If the network cannot be traced, is not of float32, is masked, shares weights or is quantized already; if a
+        layer of `keep` or `bits` is unknown, or none is left to quantize.
     """
     check_numbers(check_module(model))
+    if isinstance(model, Quantized):
+        raise CdlibError("the network is quantized already: give it other bits by apply, or train it further by train.")
+    check_plain(model)
     net = _traced(model)
     folded = _fold(net, norms)
     if change is not None:
@@ -126,9 +130,12 @@ def prepared(
     in_float |= {
         name: f"no integer kernel for {type(module).__name__}"
         for name, module in modules.items()
-        if name in calls and name not in names and any(True for _ in module.parameters(recurse=False))
+        if name in calls and name not in names and any(True for _ in module.parameters())
     }
     widths = {name: given[name] for name in names if name not in in_float}
+    if not widths:
+        said = "; ".join(f"{name}: {why}" for name, why in in_float.items()) or "it has no such layer"
+        raise CdlibError(f"no convolution or linear layer of the network can be quantized ({said}).")
     for name, width in widths.items():
         net.set_submodule(name, QuantizedLayer(modules[name], width, per_channel))
     _place(net, modules, set(widths))
@@ -138,6 +145,18 @@ def prepared(
         if hasattr(model, attribute):
             setattr(quantized, attribute, getattr(model, attribute))
     return quantized.eval()
+
+
+def check_plain(model: nn.Module) -> None:
+    """Raise unless a network is of float32 and its convolutions and linear layers have weights of their own."""
+    for name, tensor in tensors_of(model).items():
+        if tensor.is_floating_point() and tensor.dtype != torch.float32:
+            raise CdlibError(f"{name} is {str(tensor.dtype).removeprefix('torch.')}: give the network in float32.")
+    for name, layer in model.named_modules():
+        if isinstance(layer, LAYERS) and "weight" not in layer._parameters:
+            raise CdlibError(
+                f"{name} has weights that something computes, such as masks or a codebook: make them permanent first."
+            )
 
 
 def _traced(model: nn.Module) -> fx.GraphModule:

@@ -66,12 +66,10 @@ def static(
     Raises
     ------
     CdlibError
-        If the network cannot be traced or takes other images; if the images are none, all the same, or not finite; for
+        As `prepared`; if the network takes other images; if the images are none, all the same, or not finite; for
         bits that are not 2 to 8, and names of layers that are unknown.
     """
     check_choice("ranges", ranges, RANGES)
-    if isinstance(model, Quantized):
-        raise CdlibError("the network is quantized already: give it other bits by apply, or train it further by train.")
     images = _images(calibration).to(device_of(model))
     for value in bits.values() if isinstance(bits, dict) else [bits]:
         check_whole("bits", value, 2, 8)

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrize import is_parametrized, register_parametrization
 
 from cdlib.errors import CdlibError, check_whole, unknown
-from cdlib.quantization.placing import LAYERS
+from cdlib.quantization.placing import LAYERS, Quantized, check_plain
 from cdlib.torch_state import check_module, check_numbers, copied
 
 ROUNDS = 100
@@ -60,6 +60,9 @@ def share(model: nn.Module, bits: int = 4, *, keep: Collection[str] = ()) -> nn.
     """
     check_whole("bits", bits, 1, 8)
     check_numbers(check_module(model))
+    if isinstance(model, Quantized):
+        raise CdlibError("the network is quantized already: share the weights of the float network.")
+    check_plain(model)
     network = copied(model)
     layers = {name: layer for name, layer in network.named_modules() if isinstance(layer, LAYERS)}
     for name in keep:
@@ -68,8 +71,6 @@ def share(model: nn.Module, bits: int = 4, *, keep: Collection[str] = ()) -> nn.
     for name, layer in layers.items():
         if name in keep:
             continue
-        if is_parametrized(layer, "weight") or "weight" not in layer._parameters:
-            raise CdlibError(f"{name} has weights that something computes: call permanent first, or share once only.")
         weight = layer.weight.detach()
         values, index = clustered(weight, 2**bits - 1 if (weight == 0).any() else 2**bits)
         attach(layer, values.to(weight), index, layer.weight.requires_grad)

@@ -149,10 +149,10 @@ def test_a_damaged_file_of_shared_weights_is_one_line(tmp_path: Any) -> None:
         (lambda: share(nn.Linear(2, 2), 9), "bits=9"),
         (lambda: share(nn.Linear(2, 2), 0), "bits=0"),
         (lambda: share(nn.Sequential(nn.Linear(2, 2)), keep=["1"]), "layer '1'"),
-        (lambda: share(share(nn.Sequential(nn.Linear(2, 2)))), "share once only"),
+        (lambda: share(share(nn.Sequential(nn.Linear(2, 2)))), "masks or a codebook"),
         (
             lambda: share(pruning.unstructured(nn.Sequential(nn.Linear(4, 4)), torch.zeros(1, 4), 0.5, 0.5)),
-            "call permanent first",
+            "make them permanent first",
         ),
     ],
 )

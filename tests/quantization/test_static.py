@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 import cdlib
 from cdlib import CdlibError, data, models
-from cdlib.quantization import Quantized, Quantizer, equalise, prepared, set_weight_range, static
+from cdlib.quantization import Quantized, Quantizer, equalise, prepared, set_weight_range, share, static
 from cdlib.train import evaluate
 
 
@@ -331,3 +331,25 @@ def test_a_relu6_between_equalised_layers_becomes_a_relu() -> None:
     quantized = static(net, numbers(8, 3, 4, 4), equalised=True)
     assert not any(isinstance(m, nn.ReLU6) for m in quantized.modules())
     assert any(isinstance(m, nn.ReLU6) for m in static(net, numbers(8, 3, 4, 4)).modules())
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: nn.Sequential(nn.Linear(4, 4)).double(), "0.weight is float64: give the network in float32"),
+        (lambda: nn.Sequential(nn.Linear(4, 4)).bfloat16(), "0.weight is bfloat16"),
+        (
+            lambda: cdlib.pruning.unstructured(nn.Sequential(nn.Linear(4, 4)), numbers(1, 4), 0.5, 0.5),
+            "make them permanent first",
+        ),
+        (lambda: share(nn.Sequential(nn.Linear(4, 4))), "masks or a codebook"),
+        (lambda: nn.Sequential(nn.ReLU()), r"can be quantized \(it has no such layer"),
+        (
+            lambda: nn.Sequential(nn.TransformerEncoderLayer(4, 2, 8), nn.Flatten()),
+            "0: no integer kernel for TransformerEncoderLayer",
+        ),
+    ],
+)
+def test_networks_that_cannot_be_quantized_are_refused(make: Any, message: str) -> None:
+    with pytest.raises(CdlibError, match=message):
+        static(make(), numbers(9, 4))

@@ -114,6 +114,11 @@ def bytes_of(tensor: Tensor) -> memoryview:
     return tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data
 
 
+def packed_bytes(numbers: int, bits: int) -> int:
+    """Return the bytes that so many integers take one after the other, without gaps."""
+    return -(-numbers * bits // 8)
+
+
 def parts_of(tensor: Tensor) -> list[Tensor]:
     """Return the tensors that hold the numbers of one: itself, or the values of a sparse one and then its indices."""
     if tensor.layout == torch.sparse_coo:

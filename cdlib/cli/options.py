@@ -29,6 +29,13 @@ Classes = Annotated[int | None, typer.Option(help="Width of the classifier (10).
 Weights = Annotated[Path | None, typer.Option(help=WEIGHTS)]
 
 
+def check_output(file: Path, force: bool) -> None:
+    """Raise a CdlibError unless a file can be written: its folder exists, and it does not, or may be replaced."""
+    cdlib.serialization.check_place(file)
+    if file.exists() and not force:
+        raise CdlibError(f"{file} exists: give another name, or --force to replace it.")
+
+
 def network(
     model: str, shape: str | None, classes: int | None, settings: Settings, weights: Path | None = None
 ) -> tuple[nn.Module, Tensor]:

@@ -66,9 +66,7 @@ def prune(
     check_seed(seed, "--seed")
     check_choice("saliency", saliency, [name for name in cdlib.pruning.MEASURES if name != "taylor"])
     check_whole("--round-to", round_to, 1)
-    cdlib.serialization.check_place(output)
-    if output.exists() and not force:
-        raise CdlibError(f"{output} exists: give another name, or --force to replace it.")
+    options.check_output(output, force)
     torch.manual_seed(seed)
     network, example = options.network(model, shape, classes, option, weights)
     with options.status("finding the groups"):

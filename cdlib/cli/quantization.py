@@ -12,7 +12,7 @@ import cdlib
 from cdlib.cli import options
 from cdlib.cli.options import Json, Model, Option, Weights
 from cdlib.cli.output import print_json, print_table, say
-from cdlib.errors import CdlibError, check_choice, check_seed, check_whole
+from cdlib.errors import check_choice, check_seed, check_whole
 
 
 def quantize(
@@ -39,9 +39,7 @@ def quantize(
     check_choice("--ranges", ranges, quantization.RANGES)
     check_whole("--images", images, 1)
     check_seed(seed, "--seed")
-    cdlib.serialization.check_place(output)
-    if output.exists() and not force:
-        raise CdlibError(f"{output} exists: give another name, or --force to replace it.")
+    options.check_output(output, force)
     with options.status(f"reading {data}"):
         dataset = cdlib.data.load(data)
     one = dataset.test.input(1)
@@ -67,9 +65,7 @@ def quantize(
         "bits": small.bits,
         "in_float": small.in_float,
         "accuracy": accuracy,
-        "weight_bytes": {
-            when: cdlib.profile(net, dataset.test.input(1)).weight_bytes for when, net in networks.items()
-        },
+        "weight_bytes": {when: cdlib.profile(net, one).weight_bytes for when, net in networks.items()},
     }
     if not options.has_weights(model, weights):
         print(f"note: {model} had random weights: give --weights to quantize a trained network", file=sys.stderr)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from cdlib.complexity.macs import label_of, macs_of, weight_of
 from cdlib.errors import CdlibError
 from cdlib.graph import Graph, Op
-from cdlib.torch_state import bytes_held, mask_name, parts_of, tied
+from cdlib.torch_state import bytes_held, mask_name, packed_bytes, parts_of, tied
 
 COLUMNS = ("params", "nonzero_params", "macs", "flops", "weight_bytes", "activation_bytes", "peak_activation_bytes")
 
@@ -101,7 +101,7 @@ def _bytes(graph: Graph, name: str, weight: Tensor) -> int:
     """The bytes of a parameter; of one that is rounded (`cdlib.quantization`), those of its integers without gaps."""
     layer, _, own = name.rpartition(".")
     bits = getattr(graph.modules.get(layer.rpartition(".")[0]), "stored_bits", {}).get(own)
-    return -(-weight.numel() * bits // 8) if bits else bytes_held(weight)
+    return packed_bytes(weight.numel(), bits) if bits else bytes_held(weight)
 
 
 def _packed(graph: Graph) -> list[tuple[str, Tensor]]:

@@ -14,9 +14,9 @@ from cdlib.data import Split, batches
 from cdlib.errors import CdlibError, check_whole, unknown
 from cdlib.graph import ExampleInput
 from cdlib.quantization.placing import Quantized
-from cdlib.quantization.quantizers import Quantizer
+from cdlib.quantization.quantizers import QuantizedLayer, Quantizer
 from cdlib.quantization.ranges import set_weight_range
-from cdlib.torch_state import copied
+from cdlib.torch_state import copied, packed_bytes
 from cdlib.train import evaluate, evaluating
 
 WIDTHS = tuple(range(2, 9))
@@ -50,17 +50,18 @@ class Mixture:
 
     def bytes(self, bits: Mapping[str, int]) -> int:
         """The bytes of all weights, packed."""
-        return sum(-(-self.sizes[name] * bits[name] // 8) for name in self.sizes)
+        return sum(packed_bytes(size, bits[name]) for name, size in self.sizes.items())
 
     def use(self, bits: Mapping[str, int]) -> Quantized:
         """Give each layer its bits, with the ranges of least squared error; returns the network itself."""
         for name, layer in self.layers.items():
-            key = (name, bits[name])
-            if key not in self._made:
-                self._made[key] = Quantizer(bits[name], signed=True, axis=layer.weights.axis)
-                set_weight_range(self._made[key], layer.weight(), "mse")
-            layer.weights = self._made[key]
+            layer.weights = self._quantizer(name, bits[name])
         return self.model
+
+    def _quantizer(self, name: str, bits: int) -> Quantizer:
+        if (name, bits) not in self._made:
+            self._made[name, bits] = _of_weights(self.layers[name], bits)
+        return self._made[name, bits]
 
     def loss(self, bits: Mapping[str, int]) -> float:
         """The mean cross-entropy in nats; measured once for the same bits."""
@@ -101,8 +102,7 @@ class Mixture:
         for (name, layer), trace in zip(self.layers.items(), traces, strict=True):
             found[name] = {}
             for bits in WIDTHS:
-                self.use({**dict.fromkeys(self.sizes, WIDTHS[-1]), name: bits})
-                error = (layer.weights(layer.weight()) - layer.weight()).detach().square().sum().item()
+                error = (self._quantizer(name, bits)(layer.weight()) - layer.weight()).detach().square().sum().item()
                 found[name][bits] = 0.5 * max(trace, 0.0) / self.sizes[name] * error
         return found
 
@@ -118,10 +118,16 @@ def apply(model: Quantized, bits: Mapping[str, int]) -> Quantized:
         if name not in layers:
             raise unknown("layer", name, layers)
         check_whole("bits", width, WIDTHS[0], WIDTHS[-1])
-        layers[name].weights = Quantizer(width, signed=True, axis=layers[name].weights.axis)
-        set_weight_range(layers[name].weights, layers[name].weight(), "mse")
+        layers[name].weights = _of_weights(layers[name], width)
     network.plan = {**network.plan, "bits": network.bits}
     return network.eval()
+
+
+def _of_weights(layer: QuantizedLayer, bits: int) -> Quantizer:
+    """A quantizer of other bits for the weights of a layer, with the range of least squared error."""
+    made = Quantizer(bits, signed=True, axis=layer.weights.axis)
+    set_weight_range(made, layer.weight(), "mse")
+    return made
 
 
 def check_budget(mixture: Mixture, budget: int) -> None:
@@ -139,7 +145,7 @@ def knapsack(costs: Mapping[str, Mapping[int, float]], sizes: Mapping[str, int],
     from scipy.optimize import Bounds, LinearConstraint, milp
 
     choices = [(name, bits) for name in sizes for bits in WIDTHS]
-    weigh = [[-(-sizes[name] * bits // 8) for name, bits in choices]]
+    weigh = [[packed_bytes(sizes[name], bits) for name, bits in choices]]
     one = [[float(name == layer) for name, _ in choices] for layer in sizes]
     found = milp(
         [costs[name][bits] for name, bits in choices],

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from cdlib.errors import CdlibError
 from cdlib.quantization import Quantized, equalise, prepared
-from cdlib.torch_state import tensors_of
+from cdlib.torch_state import packed_bytes, tensors_of
 
 
 def pack(whole: Tensor, bits: int) -> Tensor:
@@ -31,7 +31,7 @@ def pack(whole: Tensor, bits: int) -> Tensor:
 def unpack(stream: Tensor, bits: int, shape: tuple[int, ...]) -> Tensor:
     """Return the int8 integers [shape] that `pack` made a stream of; a CdlibError if its length is another."""
     count = int(np.prod(shape))
-    if stream.numel() != -(-count * bits // 8):
+    if stream.numel() != packed_bytes(count, bits):
         raise CdlibError(f"{stream.numel()} bytes are not {count} integers of {bits} bits: the file is damaged.")
     planes = np.unpackbits(stream.numpy(), count=count * bits).reshape(count, bits)
     low = planes.astype(np.int64) @ (1 << np.arange(bits - 1, -1, -1))

@@ -37,7 +37,7 @@ chapters: env
 	@$(BIN)/python -m bookbuild chapters
 
 test: env
-	@$(BIN)/python -m pytest notebooks tests --nbval-lax --nbval-current-env -n 2 --dist loadfile
+	@$(BIN)/python -m pytest notebooks tests --nbval-lax --nbval-current-env -n 2 --dist loadfile --no-loadscope-reorder
 
 lint: env
 	@$(BIN)/ruff check .

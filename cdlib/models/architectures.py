@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 from cdlib.errors import CdlibError, check_seed, check_share, check_whole
-from cdlib.models.whitening import plain_cnn
+from cdlib.models.whitening import Dirac, plain_cnn
 from cdlib.torch_state import copied
 
 # The stem's stride -> (kernel, padding). 4 is the published patch stem; 2 and 1 keep more of a small image.
@@ -203,7 +203,8 @@ def reinitialised(model: nn.Module, seed: int, mode: Literal["fan_in", "fan_out"
 
     As the book's networks are built: He-normal weights of convolutions and linear layers, N(0, 0.01) if the last module
     is linear, zero biases; every other layer as its `reset_parameters` does it (norms start over). Parameters that
-    belong to no such layer keep their values, and so do layers of which nothing is trained, such as a `Whitening`.
+    belong to no such layer keep their values, and so do layers of which nothing is trained, such as a `Whitening`. In a
+    network with `Dirac` convolutions all layers are as their `reset_parameters` does it.
 
     Parameters
     ----------
@@ -224,7 +225,7 @@ def reinitialised(model: nn.Module, seed: int, mode: Literal["fan_in", "fan_out"
         for module in network.modules():
             if callable(reset := getattr(module, "reset_parameters", None)) and not _frozen(module):
                 reset()
-        return _initialised(network, mode)
+        return network if any(isinstance(m, Dirac) for m in network.modules()) else _initialised(network, mode)
 
 
 def set_stem(parent: nn.Module, stem: int, in_channels: int = 3) -> None:

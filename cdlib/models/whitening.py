@@ -42,8 +42,7 @@ def plain_cnn(
     inputs = 8 * in_channels
     for width in widths:
         for pool in (nn.MaxPool2d(2), None):
-            conv, norm = nn.Conv2d(inputs, width, 3, padding=1, bias=False), nn.BatchNorm2d(width, 1e-12, momentum=0.4)
-            nn.init.dirac_(conv.weight[: min(inputs, width)].detach())
+            conv, norm = Dirac(inputs, width, 3, padding=1, bias=False), nn.BatchNorm2d(width, 1e-12, momentum=0.4)
             norm.weight.requires_grad_(norm_scales)
             layers += [conv, *([pool] if pool else []), norm, nn.GELU()]
             inputs = width
@@ -62,6 +61,15 @@ class Scaled(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """The product."""
         return x * self.factor
+
+
+class Dirac(nn.Conv2d):
+    """A convolution that hands on its inputs unchanged at first; outputs beyond their number are drawn as usual."""
+
+    def reset_parameters(self) -> None:
+        """Draw the weights anew."""
+        super().reset_parameters()
+        nn.init.dirac_(self.weight[: self.in_channels].detach())
 
 
 class Whitening(nn.Conv2d):

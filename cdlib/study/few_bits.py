@@ -1,4 +1,4 @@
-"""The quantization experiment: a trained network, one way to fewer bits, measured as a file and in a runtime."""
+"""The quantization experiment: a trained network, pruned or not, in few bits, measured as a file and in a runtime."""
 
 from __future__ import annotations
 
@@ -9,10 +9,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from cdlib import data, models, quantization, train
+from cdlib import data, models, pruning, quantization, train
 from cdlib.complexity import profile
 from cdlib.edge import export
 from cdlib.errors import CdlibError, check_choice
+from cdlib.grouping import find_groups
 from cdlib.quantization import Quantized, operations
 from cdlib.serialization import save
 from cdlib.train import Recipe
@@ -36,6 +37,10 @@ def quantize_network(parameters: dict[str, Any], seed: int, workdir: Path) -> di
         - "search": `bits`, how many a weight on average, `way` and further options of
           `cdlib.quantization.bitwidths`; with `recipe`, the network is trained with the bits that were found.
         - "share": `bits`, and `recipe` for the training of the shared values.
+
+        `prune`, for a network that is pruned before: a dict with the `name`, "ranking" or "unstructured", the options
+        of that function of `cdlib.pruning`, and the `recipe` of the training that follows. A recipe may `distill` from
+        the network as it ships.
     seed : int
         Of the choice of calibration images, of the search and of the training.
     workdir : Path
@@ -57,29 +62,50 @@ def quantize_network(parameters: dict[str, Any], seed: int, workdir: Path) -> di
     recipe = Recipe().changed(way.pop("recipe")) if "recipe" in way else None
     if name == "train" and recipe is None:
         raise CdlibError("'recipe' is missing: training with rounded numbers needs one.")
-    common: dict[str, Any] = {"seed": seed, "checkpoint": workdir / "checkpoint.pt", "progress": False}
+
+    def trained(by: Any, network: nn.Module, chosen: Any, checkpoint: str = "checkpoint", **options: Any) -> Any:
+        """Train by a function, with the network as it ships as teacher if the recipe asks for one."""
+        options |= {"seed": seed, "checkpoint": workdir / f"{checkpoint}.pt", "progress": False}
+        return by(network, dataset, chosen, teacher=shipped if chosen.distill else None, **options)
+
+    shipped = model
+    if "prune" in parameters:
+        model, tuned = _pruned(model, dataset, dict(parameters["prune"]), seed)
+        trained(train.fit, model, tuned, "pruned")
+        model = pruning.permanent(model)  # without masks, a copy
     some = dataset.train.sample(CALIBRATION, seed)
     found: dict[str, Any] = {}
     result: nn.Module = model
     if name == "static":
         result = quantization.static(model, some, **way)
     elif name == "train":
-        result = quantization.train(model, dataset, recipe, **way, **common)
+        result = trained(quantization.train, model, recipe, **way)
     elif name == "search":
         result = quantization.static(model, some)
         budget = int(way.pop("bits") * sum(layer.weight().numel() for layer in result.layers().values()) / 8)
-        searched = quantization.bitwidths(
-            result, dataset.validation.sample(min(1000, len(dataset.validation)), seed), budget, seed=seed, **way
-        )
+        judge = dataset.validation.sample(min(1000, len(dataset.validation)), seed)
+        searched = quantization.bitwidths(result, judge, budget, seed=seed, **way)
         found = {"evaluations": searched.evaluations, "loss": searched.loss, "history": searched.history}
         result = quantization.apply(result, searched.bits)
         if recipe:
-            result = quantization.train(result, dataset, recipe, **common)
+            result = trained(quantization.train, result, recipe)
     elif name == "share":
         result = quantization.share(model, **way)
     if recipe and name in ("float", "share"):
-        train.fit(result, dataset, recipe, **common)
+        trained(train.fit, result, recipe)
     return {**found, **_measured(result, dataset, workdir), "fingerprint": dataset.fingerprint}
+
+
+def _pruned(model: nn.Module, dataset: data.Dataset, how: dict[str, Any], seed: int) -> tuple[nn.Module, Recipe]:
+    """A network that is pruned and is to be trained by a recipe."""
+    name, recipe = how.pop("name"), Recipe().changed(how.pop("recipe"))
+    check_choice("prune", name, ("ranking", "unstructured"))
+    layers = {path: layer.weight.requires_grad for path, layer in pruning.layers_of(model).items()}
+    one = dataset.test.input(1)
+    if name == "ranking":
+        groups = find_groups(model, one, keep=[path for path, trains in layers.items() if not trains])
+        return pruning.ranking(model, groups, seed=seed, **how), recipe
+    return pruning.unstructured(model, one, seed=seed, layers=[path for path in layers if layers[path]], **how), recipe
 
 
 def _measured(model: nn.Module, dataset: data.Dataset, workdir: Path) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from cdlib import pruning, train
+from cdlib import models, pruning, train
 from cdlib.complexity import profile
 from cdlib.errors import CdlibError, check_choice
 from cdlib.serialization import FORMS, encode
@@ -107,13 +107,13 @@ def _switched_off(job: Job, method: dict[str, Any]) -> dict[str, Any]:
 
 
 def _widths(function: Callable[..., nn.Module], job: Job, method: dict[str, Any]) -> dict[str, Any]:
-    """Widths that are chosen before any training."""
+    """Widths that are chosen before any training; the weights for them are drawn anew."""
     budget = method.pop("budget", None)
     if budget is not None:
         check_choice("budget", budget, ["dense"])
     groups = job.groups(method)
     _check_options(pruning.complexity_driven, method)
-    job.model = function(job.dense, groups, seed=job.seed, **method)
+    job.model = models.reinitialised(function(job.dense, groups, seed=job.seed, **method), job.seed)
     recipe = job.recipe
     if budget:  # so many epochs that the small network's training takes as many MACs as the dense one's
         ratio = profile(job.dense, job.example).macs / profile(job.model, job.example).macs

@@ -89,7 +89,7 @@ def sweep(
     Raises
     ------
     CdlibError
-        As `plans`, if a method is unknown, or as `cdlib.study.run`.
+        As `plans`, or if a method is unknown; at the end, if runs failed: the others were made nevertheless.
     """
     from tqdm import tqdm
 
@@ -100,14 +100,25 @@ def sweep(
     if not todo:
         raise CdlibError("nothing to run: give at least one seed.")
     records: dict[int, store.Record] = {}
+    failed: dict[int, CdlibError] = {}
     with tqdm(total=len(todo), unit="run", disable=not progress) as bar:
-        while left := [index for index in range(len(todo)) if index not in records]:
+        while left := [index for index in range(len(todo)) if index not in {**records, **failed}]:
             index = next((i for i in left if not busy(EXPERIMENT, *todo[i])), left[0])
             plan, seed = todo[index]
-            bar.set_postfix_str(f"{' '.join(map(str, plan['method'].values()))}, seed {seed}")
-            records[index] = run(EXPERIMENT, prune_and_train, plan, seed=seed)
+            bar.set_postfix_str(_named(*todo[index]))
+            try:
+                records[index] = run(EXPERIMENT, prune_and_train, plan, seed=seed)
+            except CdlibError as error:
+                failed[index] = error
             bar.update()
+    if failed:
+        told = "".join(f"\n  {_named(*todo[index])}: {error}" for index, error in failed.items())
+        raise CdlibError(f"{len(failed)} of {len(todo)} runs failed, the others are recorded:{told}")
     return [records[index] for index in range(len(todo))]
+
+
+def _named(plan: dict[str, Any], seed: int) -> str:
+    return f"{' '.join(map(str, plan['method'].values()))}, seed {seed}"
 
 
 def _fewer(epochs: int) -> int:

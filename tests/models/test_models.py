@@ -600,7 +600,23 @@ def test_layers_that_are_not_trained_keep_their_weights_when_others_are_drawn_an
     models.whiten(model, torch.rand(20, 3, 32, 32))
     fresh = reinitialised(model, 3)
     assert torch.equal(fresh.features[0].weight, model.features[0].weight)
-    assert not torch.equal(fresh.features[2].weight, model.features[2].weight)
+    assert not torch.equal(fresh.features[9].weight, model.features[9].weight)
+
+
+def test_convolutions_that_hand_on_their_inputs_do_so_for_the_widths_of_now() -> None:
+    """Cut, such a filter is dead if the input that it hands on is gone."""
+    model = models.build("plain_cnn")
+    image = torch.rand(1, 3, 32, 32)
+    groups = cdlib.find_groups(model, image, keep=["features.0"])
+    small = cdlib.remove(model, groups, {groups.prunable[0].name: range(14)})
+    assert small.features[6].weight.flatten(1).any(1).sum() == 2
+    fresh = reinitialised(small, 3)
+    weight = fresh.features[6].weight
+    assert weight.shape == (16, 2, 3, 3) and weight.flatten(1).any(1).all()
+    assert torch.equal(fresh.features[6](image[:, :2])[:, :2], image[:, :2])
+    built = models.fresh("plain_cnn", 10, 3, seed=3)
+    assert torch.equal(reinitialised(model, 3).features[2].weight[0], built.features[2].weight[0])
+    assert reinitialised(model, 3).classifier[0].weight.abs().max() <= 1 / 8
 
 
 def test_weights_from_a_package_know_a_palace_and_a_daisy() -> None:

@@ -37,6 +37,24 @@ def test_a_way_is_measured_as_a_file_and_in_a_runtime(name: str, tmp_path: Path)
         assert (found["file_bytes"] < 0.17 * dense) == (name == "share")
 
 
+@pytest.mark.parametrize(
+    ("prune", "way"),
+    [
+        ({"name": "ranking", "target": 0.5, "by": "l2", "resource": "macs"}, {"name": "static"}),
+        ({"name": "unstructured", "conv": 0.7, "linear": 0.7, "by": "l1"}, {"name": "share", "bits": 3}),
+    ],
+)
+def test_a_network_is_pruned_before(prune: dict[str, Any], way: dict[str, Any], tmp_path: Path) -> None:
+    pytest.importorskip("onnxruntime")
+    plan = {"network": "plain-16", "data": "cifar10-sample", "way": way}
+    whole = run("quantization", quantize_network, plan, record_in=tmp_path)["metrics"]
+    tuned = {**prune, "recipe": {**TUNE, "distill": 0.5}}
+    found = run("quantization", quantize_network, {**plan, "prune": tuned}, record_in=tmp_path)["metrics"]
+    assert 0.3 < found["accuracy"] < whole["accuracy"] + 0.02
+    assert found["file_bytes"] < 0.85 * whole["file_bytes"]
+    assert (found["macs"] <= 0.5 * whole["macs"]) == (prune["name"] == "ranking")
+
+
 def test_what_is_unknown_or_missing_is_named(tmp_path: Path) -> None:
     plan = {"network": "plain-16", "data": "cifar10-sample"}
     with pytest.raises(CdlibError, match="way 'statik'.*did you mean 'static'"):

@@ -117,6 +117,7 @@ def test_the_record_is_of_the_network_a_reader_would_get(tmp_path: Path) -> None
     dataset = data.load("digits")
     model = models.build("vgg_mini", 10, in_channels=1)
     small = pruning.complexity_driven(model, find_groups(model, dataset.test.input(1)), mode="FA", target=0.4, seed=3)
+    small = models.reinitialised(small, 3)
     train.fit(small, dataset, train.Recipe(**RECIPE), seed=3, progress=False)
     assert found["accuracy"] == train.evaluate(small, dataset.test).accuracy
 
@@ -156,6 +157,22 @@ def test_the_sweep_makes_what_is_missing_and_nothing_else(tmp_path: Path, monkey
     monkeypatch.setattr(sweeps, "prune_and_train", None)
     assert sweeps.sweep("vgg_mini", [0], **options) == records
     assert sweeps.sweep("vgg_mini", [0], **options, first=1) == records[:1]
+
+
+def test_a_run_that_fails_does_not_keep_a_sweep_from_the_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def attempt(experiment: str, function: Any, plan: dict[str, Any], *, seed: int) -> dict[str, Any]:
+        if plan["method"].get("mode") == "FA":
+            raise CdlibError("the loss is nan")
+        made.append(plan["method"])
+        return {}
+
+    made: list[dict[str, Any]] = []
+    monkeypatch.setattr(sweeps, "run", attempt)
+    with pytest.raises(CdlibError, match=r"1 of 4 runs failed.*\n  complexity_driven FA 0.5, seed 7: the loss is nan"):
+        sweeps.sweep("vgg_mini", [7], first=4, data="digits", progress=False)
+    assert [method.get("mode") for method in made] == [None, "PA", "MA"]
 
 
 def test_a_sweep_leaves_what_another_process_is_at_for_later(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from cdlib.errors import CdlibError
 from cdlib.text import one_line
@@ -120,13 +121,15 @@ def packed_bytes(numbers: int, bits: int) -> int:
 
 
 def parts_of(tensor: Tensor) -> list[Tensor]:
-    """Return the tensors that hold the numbers of one: itself, or the values of a sparse one and then its indices."""
+    """Return the tensors that hold the numbers of one: itself, or if sparse or packed its values, then others."""
     if tensor.layout == torch.sparse_coo:
         return [tensor._values(), tensor._indices()]
     if tensor.layout in (torch.sparse_csr, torch.sparse_bsr):
         return [tensor.values(), tensor.crow_indices(), tensor.col_indices()]
     if tensor.layout in (torch.sparse_csc, torch.sparse_bsc):
         return [tensor.values(), tensor.ccol_indices(), tensor.row_indices()]
+    if is_traceable_wrapper_subclass(tensor):  # such as torchao's, of integers and scales
+        return [getattr(tensor, name) for name in tensor.__tensor_flatten__()[0]]
     return [tensor]
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from cdlib.quantization.bit_costs import Mixture, apply, knapsack, operations
 from cdlib.quantization.bit_search import Search, bitwidths
+from cdlib.quantization.dynamic_int8 import dynamic
 from cdlib.quantization.equalisation import equalise
 from cdlib.quantization.placing import Quantized, prepared
 from cdlib.quantization.post_training import static
@@ -25,6 +26,7 @@ __all__ = [
     "bitwidths",
     "clustered",
     "codebooks",
+    "dynamic",
     "equalise",
     "knapsack",
     "operations",

@@ -21,6 +21,7 @@ from cdlib.train import evaluate, evaluating
 
 WIDTHS = tuple(range(2, 9))
 FLOAT = 32
+BATCH = 64  # images at a time, of a network that rounds after each layer
 
 
 class Mixture:
@@ -67,7 +68,7 @@ class Mixture:
         """The mean cross-entropy in nats; measured once for the same bits."""
         key = tuple(bits[name] for name in self.sizes)
         if key not in self._known:
-            self._known[key] = evaluate(self.use(bits), self.judge).loss
+            self._known[key] = evaluate(self.use(bits), self.judge, batch_size=BATCH).loss
             self.evaluations += 1
         return self._known[key]
 
@@ -130,9 +131,8 @@ def _of_weights(layer: QuantizedLayer, bits: int) -> Quantizer:
     return made
 
 
-def check_budget(mixture: Mixture, budget: int) -> None:
-    """Raise unless 2 bits for every weight fit into a budget of bytes."""
-    least = mixture.bytes(dict.fromkeys(mixture.sizes, WIDTHS[0]))
+def check_budget(least: int, budget: int) -> None:
+    """Raise unless 2 bits for every weight, the least that there is, fit into a budget of bytes."""
     if not isinstance(budget, int) or budget < least:
         raise CdlibError(f"budget_bytes={budget!r}: with {WIDTHS[0]} bits for every weight it takes {least} bytes.")
 
@@ -140,8 +140,9 @@ def check_budget(mixture: Mixture, budget: int) -> None:
 def knapsack(costs: Mapping[str, Mapping[int, float]], sizes: Mapping[str, int], budget: int) -> dict[str, int]:
     """Return the bits by layer whose costs have the least sum within a budget of bytes: the exact optimum.
 
-    An integer program: one choice for each layer, solved by `scipy.optimize.milp`.
+    An integer program: one choice for each layer, solved by `scipy.optimize.milp`. A CdlibError if 2 bits do not fit.
     """
+    check_budget(sum(packed_bytes(size, WIDTHS[0]) for size in sizes.values()), budget)
     from scipy.optimize import Bounds, LinearConstraint, milp
 
     choices = [(name, bits) for name in sizes for bits in WIDTHS]

@@ -52,8 +52,8 @@ def bitwidths(
     way : str, default "controller"
         - "controller": a recurrent network draws the bits layer by layer, and is trained by the policy gradient to
           make the loss small (Williams 1992), as in DNQ (Xu et al. 2018, arXiv:1812.02375). What is
-          over the budget is made to fit by taking a bit off the layer with the most bytes (the wall of HAQ, Wang et
-          al. 2019, arXiv:1811.08886).
+          over the budget is made to fit by taking a bit off the layer with the most bytes, again and again (HAQ, Wang
+          et al. 2019, arXiv:1811.08886, does so layer by layer).
         - "uniform": as many bits for all as fit.
         - "random": the best of as many mixtures within the budget as the controller tries.
         - "greedy": from 8 bits down, one bit at a time, where a byte saved costs least loss, measured each time.
@@ -73,7 +73,7 @@ def bitwidths(
     check_whole("draws", draws, 1)
     check_seed(seed)
     mixture = Mixture(model, judge)
-    check_budget(mixture, budget_bytes)
+    check_budget(mixture.bytes(dict.fromkeys(mixture.sizes, WIDTHS[0])), budget_bytes)
     bits, history = WAYS[way](mixture, budget_bytes, rounds, draws, seed)
     searched = mixture.evaluations
     return Search(bits, mixture.loss(bits), mixture.bytes(bits), searched, history)

@@ -1,6 +1,6 @@
 """The study: `run` does an experiment once, `recorded` reads what came of it, `above` compares with uniform widths."""
 
-from cdlib.study.baseline import int8_linears, train_and_compress
+from cdlib.study.baseline import train_and_compress
 from cdlib.study.controls import above, recounted, uniform_line
 from cdlib.study.few_bits import quantize_network
 from cdlib.study.runs import run
@@ -13,7 +13,6 @@ __all__ = [
     "above",
     "described",
     "folder",
-    "int8_linears",
     "load",
     "networks",
     "prune_over_grid",

@@ -6,46 +6,13 @@ training is `cdlib.train`'s, measuring `cdlib.report`'s. Lines are short, becaus
 
 from __future__ import annotations
 
-import warnings
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
 from cdlib import data, models, report, train
-
-
-def int8_linears(model: nn.Module) -> nn.Module:
-    """Return a copy of `model` whose linear layers hold int8 weights.
-
-    This is PyTorch's dynamic quantization. A weight w becomes an
-    integer q with w = scale * q, one scale per layer; biases stay
-    float32. Activations are rounded to 8 bits while the layer runs,
-    with a scale taken from each input. All other layers are copied.
-
-    Parameters
-    ----------
-    model : nn.Module
-        float32, on the CPU, the only device with these kernels.
-
-    Returns
-    -------
-    nn.Module
-        In evaluation mode. Its linear layers have no `parameters()`:
-        their weights are packed.
-
-    Notes
-    -----
-    `torch.ao.quantization` is deprecated in favour of torchao but
-    still ships; its warning is silenced here.
-    """
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        quantize = torch.ao.quantization.quantize_dynamic
-        packed: nn.Module
-        packed = quantize(model, {nn.Linear}, dtype=torch.qint8)
-    return packed.eval()
+from cdlib.quantization import dynamic
 
 
 def train_and_compress(
@@ -98,7 +65,7 @@ def train_and_compress(
         progress=False,
     )
     measured = report.measure(
-        {"float32": fitted.model, "int8": int8_linears(fitted.model)},
+        {"float32": fitted.model, "int8": dynamic(fitted.model)},
         dataset.test,
         runs=parameters["runs"],
     )

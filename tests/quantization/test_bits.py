@@ -83,6 +83,8 @@ def test_the_knapsack_finds_what_trying_all_finds() -> None:
         found = knapsack(costs, sizes, budget)
         assert sum(costs[n][found[n]] for n in sizes) == pytest.approx(least)
         assert sum(-(-sizes[n] * found[n] // 8) for n in sizes) <= budget
+    with pytest.raises(CdlibError, match=r"budget_bytes=1: with 2 bits for every weight it takes \d+ bytes"):
+        knapsack(costs, sizes, 1)
 
 
 @pytest.mark.parametrize("way", WAYS)

@@ -12,6 +12,7 @@ from torch import nn
 
 from cdlib import complexity, models, report
 from cdlib.errors import CdlibError
+from cdlib.quantization import dynamic
 from cdlib.study import baseline, store
 from cdlib.study.runs import run
 from cdlib.train import Recipe
@@ -38,14 +39,14 @@ def convnext() -> nn.Module:
 
 def test_int8_saves_three_bytes_per_linear_weight_and_nothing_else(convnext: nn.Module) -> None:
     x = torch.zeros(1, 3, 32, 32)
-    before, after = complexity.profile(convnext, x), complexity.profile(baseline.int8_linears(convnext), x)
+    before, after = complexity.profile(convnext, x), complexity.profile(dynamic(convnext), x)
     assert after.weight_bytes == before.weight_bytes - 3 * LINEAR_WEIGHTS
     assert (after.params, after.macs) == (before.params, before.macs)
 
 
 def test_int8_weights_are_within_half_a_step_and_the_original_is_untouched(convnext: nn.Module) -> None:
     state = {name: value.clone() for name, value in convnext.state_dict().items()}
-    packed = baseline.int8_linears(convnext)
+    packed = dynamic(convnext)
     assert all(torch.equal(value, state[name]) for name, value in convnext.state_dict().items())
     assert convnext.classifier[2].weight.dtype == torch.float32
     weight, stored = convnext.classifier[2].weight, packed.classifier[2].weight()

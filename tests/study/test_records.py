@@ -23,6 +23,7 @@ def test_every_record_is_readable_under_the_key_of_its_parameters() -> None:
         assert store.find(record["experiment"], record["parameters"], record["seed"], RESULTS) == record
     assert sorted(load(RESULTS).index) == sorted(path.stem for path in FILES)
 
+
 LENGTHS = {"plain_cnn": {"epochs": 18, "runs": 50}}
 
 

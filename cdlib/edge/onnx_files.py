@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from cdlib import files
 from cdlib.errors import CdlibError
-from cdlib.quantization import Quantized, QuantizedLayer, Quantizer
+from cdlib.quantization import Quantized, QuantizedLayer, QuantizedSum, Quantizer
 from cdlib.report import instructions
 from cdlib.text import one_line
 from cdlib.torch_state import check_module, copied
@@ -121,6 +121,9 @@ def _stored(model: Quantized) -> nn.Module:
         network.net.set_submodule(name, _Stored(layer))
     for name, quantizer in activations.items():
         network.net.set_submodule(name, _Rounded(quantizer))
+    for module in network.modules():
+        if isinstance(module, QuantizedSum):
+            module.neighbours = ()  # a plain sum
     return network.net.eval()
 
 

@@ -8,7 +8,7 @@ from cdlib.quantization.dynamic_int8 import dynamic
 from cdlib.quantization.equalisation import equalise
 from cdlib.quantization.placing import Quantized, prepared
 from cdlib.quantization.post_training import static
-from cdlib.quantization.quantizers import QuantizedLayer, Quantizer
+from cdlib.quantization.quantizers import QuantizedLayer, QuantizedSum, Quantizer
 from cdlib.quantization.ranges import RANGES, set_weight_range
 from cdlib.quantization.sharing import Codebook, attach, clustered, codebooks, share
 from cdlib.quantization.training import train
@@ -19,6 +19,7 @@ __all__ = [
     "Mixture",
     "Quantized",
     "QuantizedLayer",
+    "QuantizedSum",
     "Quantizer",
     "Search",
     "apply",

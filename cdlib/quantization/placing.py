@@ -19,7 +19,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_weights, fuse_linear_bn_weights
 
 from cdlib.errors import CdlibError, unknown
 from cdlib.models import RECIPE
-from cdlib.quantization.quantizers import QuantizedLayer, Quantizer
+from cdlib.quantization.quantizers import QuantizedLayer, QuantizedSum, Quantizer
 from cdlib.surgery import HISTORY
 from cdlib.text import one_line
 from cdlib.torch_state import check_module, check_numbers, copied, tensors_of
@@ -208,28 +208,41 @@ def _fold(net: fx.GraphModule, only: Collection[str] | None) -> list[str]:
 def _place(net: fx.GraphModule, modules: dict[str, nn.Module], layers: Collection[str]) -> None:
     """Put a quantizer behind whatever an integer operator reads or writes, in place."""
     on_grid: set[fx.Node] = set()
+    added: list[fx.Node] = []
     for node in list(net.graph.nodes):
         kind = kind_of(node, modules)
-        sums = kind in _SUMS and len(node.args) == 2 and all(isinstance(arg, fx.Node) for arg in node.args)
+        two = len(node.args) == 2 and not node.kwargs and all(isinstance(arg, fx.Node) for arg in node.args)
+        sums = two and kind in _SUMS
         if kind in SAME_NUMBERS and node.args and node.args[0] in on_grid:
             on_grid.add(node)
         if node.target not in layers and not sums and kind not in _MEANS:
             continue
+        added += [node] if sums else []
         for source in node.args[: 2 if sums else 1]:
             _rounded(net, source, on_grid)
         users = list(node.users)
         _rounded(net, users[0] if len(users) == 1 and kind_of(users[0], modules) in AFTER else node, on_grid)
+    for node in added:
+        net.add_submodule(f"{node.name}_exact", QuantizedSum())
+        with net.graph.inserting_before(node):
+            node.replace_all_uses_with(net.graph.call_module(f"{node.name}_exact", node.args))
+        net.graph.erase_node(node)
     net.recompile()
     now: dict[Any, Any] = dict(net.named_modules())
     for node in net.graph.nodes:
-        if node.target in layers:
-            before: Any = node.args[0]
+        if isinstance(now.get(node.target), QuantizedLayer | QuantizedSum):
             after: Any = next(iter(node.users))
-            while not isinstance(now.get(before.target), Quantizer):
-                before = before.args[0]
             while not isinstance(now.get(after.target), Quantizer):
                 after = next(iter(after.users))
-            now[node.target].neighbours = (now[before.target], now[after.target])
+            now[node.target].neighbours = *(now[_source(arg, now).target] for arg in node.args), now[after.target]
+
+
+def _source(node: Any, modules: dict[Any, Any]) -> fx.Node:
+    """The quantizer that the numbers of a node come from."""
+    while not isinstance(modules.get(node.target), Quantizer):
+        node = node.args[0]
+    found: fx.Node = node
+    return found
 
 
 def _rounded(net: fx.GraphModule, node: fx.Node, on_grid: set[fx.Node]) -> None:

@@ -13,7 +13,8 @@ from torch import nn
 import cdlib
 from cdlib import CdlibError, data, models
 from cdlib.edge import export
-from cdlib.quantization import static
+from cdlib.quantization import QuantizedSum, static
+from cdlib.report import instructions
 
 onnx = pytest.importorskip("onnx")
 ort = pytest.importorskip("onnxruntime")
@@ -26,6 +27,9 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "convnext_mini": {"layer_scale": 0.1},
     "efficientnet_lite0": {"input_size": 64},
 }
+
+
+FUSED = {"avx2", "fma"} <= {*(instructions() or ())}  # products and sums in one
 
 
 def lively(name: str) -> nn.Module:
@@ -48,7 +52,9 @@ def session(file: Path) -> Any:
 def test_integers_in_a_runtime_give_the_same_classes_and_logits_to_few_steps(name: str, tmp_path: Path) -> None:
     quantized, images = static(lively(name), SAMPLE.train.sample(100, 1)), SAMPLE.test.input(200)
     difference = export(quantized, images, tmp_path / "net.onnx")
-    assert difference <= (1.01 if name in ("plain_cnn", "vgg_mini", "resnet_mini", "mobilenet_mini") else 6)
+    assert difference <= (
+        6 if name == "convnext_mini" else 0 if FUSED else 3
+    )  # ConvNeXt: layer norm and GELU in float32
     with torch.no_grad():
         wanted = quantized(images).argmax(1).numpy()
     running = session(tmp_path / "net.onnx")
@@ -57,6 +63,30 @@ def test_integers_in_a_runtime_give_the_same_classes_and_logits_to_few_steps(nam
     kinds = [node.op_type for node in onnx.load(tmp_path / "net.opt").graph.node]
     convs = sum(isinstance(m, nn.Conv2d) for m in quantized.modules())
     assert kinds.count("QLinearConv") == convs and "Conv" not in kinds
+
+
+@pytest.mark.skipif(not FUSED, reason="other processors round sums otherwise")
+def test_residual_sums_have_the_same_bits_in_a_runtime(tmp_path: Path) -> None:
+    """In float32 without fused products, one image in fifty is two steps off."""
+    quantized = static(models.trained("resnet-mini"), SAMPLE.train.sample(200, 0))
+    assert sum(isinstance(module, QuantizedSum) for module in quantized.modules()) > 5
+    assert export(quantized, SAMPLE.test.input(400), tmp_path / "net.onnx") == 0.0
+
+
+def test_a_sum_with_a_factor_stays_in_float32() -> None:
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.one, self.other = nn.Conv2d(3, 4, 1), nn.Conv2d(3, 4, 1)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return torch.add(self.one(x), self.other(x), alpha=2)
+
+    net, x = Net().eval(), torch.randn(20, 3, 8, 8)
+    quantized = static(net, x)
+    assert not any(isinstance(module, QuantizedSum) for module in quantized.modules())
+    with torch.no_grad():
+        assert (quantized(x) - net(x)).abs().max() < 0.05 * net(x).abs().max()
 
 
 def test_the_workhorse_has_the_same_bits_in_a_runtime(tmp_path: Path) -> None:

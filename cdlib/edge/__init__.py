@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from cdlib.edge.deployed import Deployed
 from cdlib.edge.onnx_files import OPSET, export
 
-__all__ = ["OPSET", "export"]
+__all__ = ["OPSET", "Deployed", "export"]

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from cdlib import files
 from cdlib.errors import CdlibError
+from cdlib.models import CARD, Card
 from cdlib.quantization import Quantized, QuantizedLayer, QuantizedSum, Quantizer
 from cdlib.report import instructions
 from cdlib.text import one_line
@@ -24,7 +25,9 @@ TOLERANCE = 1e-3
 """How far the outputs of a float32 file may be from the network's, as a share of the largest."""
 
 
-def export(model: nn.Module, images: Tensor, path: str | Path, *, tolerance: float = TOLERANCE) -> float:
+def export(
+    model: nn.Module, images: Tensor, path: str | Path, *, card: Card | None = None, tolerance: float = TOLERANCE
+) -> float:
     """Write a network as an ONNX file of any batch size, and keep it only if onnxruntime computes the same.
 
     A quantized network becomes one of integers: weights and biases lie in the file as such, and what passes between
@@ -38,6 +41,8 @@ def export(model: nn.Module, images: Tensor, path: str | Path, *, tolerance: flo
         At least two, on which both are compared.
     path : str or Path
         Of the file; one that is there is replaced.
+    card : cdlib.models.Card, optional
+        What the network takes and says. It goes into the file's metadata, where `cdlib.edge.Deployed` reads it.
     tolerance : float, default 1e-3
         For a float network, of the largest difference divided by the largest output. A quantized one must give the same
         class for 99.9 % of the images, not counting those whose two best classes are within two steps.
@@ -50,9 +55,9 @@ def export(model: nn.Module, images: Tensor, path: str | Path, *, tolerance: flo
     Raises
     ------
     CdlibError
-        If onnx, onnxscript or onnxruntime is not installed, the network cannot be exported, or computes something else
-        there: on a CPU without VNNI, sums of 8-bit weights may saturate, and 7 bits are the cure. Then nothing is
-        written.
+        If onnx, onnxscript or onnxruntime is not installed, the network cannot be exported or does not fit its card, or
+        computes something else there: on a CPU without VNNI, sums of 8-bit weights may saturate, and 7 bits are the
+        cure. Then nothing is written.
     """
     try:
         import onnxruntime
@@ -67,7 +72,7 @@ def export(model: nn.Module, images: Tensor, path: str | Path, *, tolerance: flo
     check_module(model)
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "network.onnx"
-        _write(_stored(model) if isinstance(model, Quantized) else model, images[:2], file)
+        _write(_stored(model) if isinstance(model, Quantized) else model, images[:2], file, card)
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads, options.log_severity_level = torch.get_num_threads(), 3
         session = onnxruntime.InferenceSession(file, options, providers=["CPUExecutionProvider"])
@@ -75,6 +80,11 @@ def export(model: nn.Module, images: Tensor, path: str | Path, *, tolerance: flo
         found = np.concatenate([session.run(None, {name: part.numpy()})[0] for part in images.split(100)])
         with evaluating(model):
             wanted = torch.cat([model(part) for part in images.split(100)]).numpy()
+        if card is not None and ([*images.shape[1:]], wanted.shape[1:]) != (card.shape, (len(card.classes),)):
+            raise CdlibError(
+                f"the card says {card.shape} and {len(card.classes)} classes, but the network takes "
+                f"{[*images.shape[1:]]} and gives {[*wanted.shape[1:]]} numbers."
+            )
         difference = float(np.abs(found - wanted).max())
         if isinstance(model, Quantized):
             step = float(list(model.activations().values())[-1].scale)
@@ -100,7 +110,7 @@ def _why() -> str:
     return ": this CPU has no VNNI, and sums of products of 8 bits may saturate; quantize with bits=7"
 
 
-def _write(model: nn.Module, images: Tensor, file: Path) -> None:
+def _write(model: nn.Module, images: Tensor, file: Path, card: Card | None) -> None:
     try:
         with warnings.catch_warnings(), evaluating(model):
             warnings.simplefilter("ignore")
@@ -108,6 +118,8 @@ def _write(model: nn.Module, images: Tensor, file: Path) -> None:
             program: Any = torch.onnx.export(
                 model, (images,), dynamo=True, opset_version=OPSET, dynamic_shapes=shapes, verbose=False
             )
+            if card is not None:
+                program.model.metadata_props[CARD] = card.text()
             program.save(file)
     except Exception as error:
         raise CdlibError(f"{type(model).__name__} cannot be exported to ONNX: {one_line(error)}.") from error

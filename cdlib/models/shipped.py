@@ -7,7 +7,7 @@ JSON what the network is (`Card`). It is the artefact of a record, whose key the
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -25,18 +25,38 @@ CARD = "cdlib_card"
 
 @dataclass(frozen=True)
 class Card:
-    """What a trained network is and takes."""
+    """What a trained network is and takes. It travels with the network, in its file."""
 
     name: str  #: Under which it ships.
-    model: str  #: What `cdlib.models.build` builds it by,
-    options: dict[str, Any]  #: with these options.
     classes: list[str]  #: In the order of its outputs.
     shape: list[int]  #: Of an image, as channels, height and width.
     mean: list[float]  #: By channel, what is taken off images in 0..1,
     std: list[float]  #: and what they are divided by then.
-    data: str  #: The data set it was trained on.
-    record: str  #: The key of its record under ``results/networks/``.
-    accuracy: float  #: On the test split, of the weights in the file.
+    data: str = ""  #: The data set it was trained on.
+    accuracy: float | None = None  #: On the test split, of the weights in the file.
+    record: str = ""  #: The key of its record, if one was made.
+    model: str = ""  #: What `cdlib.models.build` builds it by; empty for one that was cut,
+    options: dict[str, Any] = field(default_factory=dict)  #: with these options.
+    layout: str = "NCHW"  #: The order of the dimensions of what it takes.
+
+    @classmethod
+    def read(cls, text: str) -> Card:
+        """Return the card that a file holds as JSON; a CdlibError if it is none."""
+        try:
+            card = cls(**json.loads(text))
+            sizes = [int(size) for size in card.shape]
+            numbers = [float(number) for number in (*card.mean, *card.std)]
+        except (TypeError, ValueError) as error:
+            raise CdlibError(f"the card of a network is damaged: {one_line(error)}.") from error
+        if len(sizes) != 3 or min(sizes) < 1 or len(numbers) != 2 * sizes[0] or not all(card.std) or not card.classes:
+            raise CdlibError(
+                f"the card of {card.name!r} does not fit together: shape {card.shape}, {len(card.mean)} means."
+            )
+        return card
+
+    def text(self) -> str:
+        """Return it as JSON."""
+        return json.dumps(asdict(self))
 
 
 def rounded(model: nn.Module) -> None:
@@ -52,7 +72,7 @@ def keep(model: nn.Module, card: Card, file: Path) -> None:
 
     tensors = {name: _stored(tensor).contiguous() for name, tensor in model.state_dict().items()}
     with files.atomic(file) as out:
-        out.write(save(tensors, {"card": json.dumps(asdict(card))}))
+        out.write(save(tensors, {"card": card.text()}))
 
 
 def trained(name: str, folder: Path | None = None) -> nn.Module:
@@ -83,7 +103,7 @@ def trained(name: str, folder: Path | None = None) -> nn.Module:
         raise unknown("trained network", name, sorted(path.stem for path in place.glob("*.safetensors")))
     try:
         with safe_open(file, "pt") as held:
-            card = Card(**json.loads(held.metadata()["card"]))
+            card = Card.read(held.metadata()["card"])
             tensors = {key: held.get_tensor(key) for key in held.keys()}  # noqa: SIM118
     except Exception as error:
         raise CdlibError(f"{file} is damaged ({one_line(error)}): restore it from version control.") from error

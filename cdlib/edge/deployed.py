@@ -1,0 +1,114 @@
+"""A network in an ONNX file as a device has it: what it takes stands in its card, and onnxruntime runs it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from cdlib.errors import CdlibError, check_whole
+from cdlib.models import CARD, Card
+from cdlib.text import one_line
+
+
+class Deployed:
+    """An ONNX file and its card, run by onnxruntime on the CPU.
+
+    Parameters
+    ----------
+    path : str or Path
+        A file that `cdlib.edge.export` wrote with a card, or any other of one input [n, channels, height, width] and
+        one output [n, classes], if the card is given.
+    card : Card, optional
+        In place of the one in the file.
+    threads : int, default 1
+        Of onnxruntime.
+
+    Raises
+    ------
+    CdlibError
+        If onnxruntime is not installed, the file is missing, damaged or without a card, or does not fit its card.
+    """
+
+    def __init__(self, path: str | Path, *, card: Card | None = None, threads: int = 1) -> None:
+        try:
+            import onnxruntime
+        except ImportError as error:
+            raise CdlibError("onnxruntime is not installed: pip install onnxruntime.") from error
+        check_whole("threads", threads, 1)
+        self.file = Path(path).expanduser()
+        if not self.file.is_file():
+            raise CdlibError(f"there is no file {self.file}: give an ONNX file that cdlib.edge.export wrote.")
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads, options.log_severity_level = threads, 3
+        try:
+            self.session = onnxruntime.InferenceSession(self.file, options, providers=["CPUExecutionProvider"])
+        except Exception as error:
+            raise CdlibError(f"{self.file} is not a network that onnxruntime can run: {one_line(error)}.") from error
+        text = self.session.get_modelmeta().custom_metadata_map.get(CARD)
+        if card is None and text is None:
+            raise CdlibError(
+                f"{self.file} has no card, so its classes and normalisation are unknown: export it with cdlib."
+            )
+        self.card = card or Card.read(text or "")
+        self._check()
+
+    def _check(self) -> None:
+        given, made = self.session.get_inputs(), self.session.get_outputs()
+        if self.card.layout != "NCHW" or len(given) != 1 or len(made) != 1 or given[0].type != "tensor(float)":
+            raise CdlibError(f"{self.file} must take one float tensor NCHW and give one; export it with cdlib.")
+        for what, sizes, wanted in (
+            ("takes", given[0].shape[1:], self.card.shape),
+            ("gives", made[0].shape[1:], [len(self.card.classes)]),
+        ):
+            if len(sizes) != len(wanted) or any(
+                isinstance(a, int) and a != b for a, b in zip(sizes, wanted, strict=True)
+            ):
+                raise CdlibError(
+                    f"{self.file} {what} {sizes}, but its card says {wanted}: one of them is of another network."
+                )
+
+    def prepared(self, image: Any) -> np.ndarray:
+        """Return a picture as the network takes it: float32 [1, channels, height, width].
+
+        It is turned upright as its EXIF data say, converted to the colours of the network, scaled so that it covers the
+        network's input (bilinear, with antialiasing), cut to its middle, and normalised.
+
+        Parameters
+        ----------
+        image : PIL image, path, or uint8 array [height, width] or [height, width, 3] of RGB
+            Of any size.
+
+        Raises
+        ------
+        CdlibError
+            If it is not a picture.
+        """
+        from PIL import Image, ImageOps
+
+        channels, height, width = self.card.shape
+        try:
+            picture = image if isinstance(image, Image.Image) else None
+            if picture is None:
+                picture = Image.fromarray(image) if isinstance(image, np.ndarray) else Image.open(image)
+            upright = ImageOps.exif_transpose(picture).convert("L" if channels == 1 else "RGB")
+        except Exception as error:
+            raise CdlibError(
+                f"{image if isinstance(image, str | Path) else 'this'} is no picture: {one_line(error)}."
+            ) from error
+        fitted = ImageOps.fit(upright, (width, height), Image.Resampling.BILINEAR)
+        pixels = np.asarray(fitted, np.float32).reshape(height, width, channels) / 255
+        normalised = (pixels - np.array(self.card.mean, np.float32)) / np.array(self.card.std, np.float32)
+        return np.ascontiguousarray(normalised.transpose(2, 0, 1)[None])
+
+    def logits(self, images: np.ndarray) -> np.ndarray:
+        """Return the outputs, float32 [n, classes], for prepared pictures, float32 [n, channels, height, width]."""
+        return self.session.run(None, {self.session.get_inputs()[0].name: images})[0]
+
+    def classify(self, image: Any) -> dict[str, float]:
+        """Return the probability of each class for a picture, as `prepared` takes it; the likeliest class first."""
+        [found] = self.logits(self.prepared(image))
+        shares = np.exp(found - found.max())
+        shares /= shares.sum()
+        return {self.card.classes[place]: float(shares[place]) for place in np.argsort(-shares)}

@@ -16,6 +16,7 @@ from cdlib.errors import CdlibError, check_choice
 from cdlib.grouping import find_groups
 from cdlib.quantization import Quantized, operations
 from cdlib.serialization import save
+from cdlib.study import store
 from cdlib.train import Recipe
 
 EXPERIMENT = "quantization"
@@ -41,6 +42,8 @@ def quantize_network(parameters: dict[str, Any], seed: int, workdir: Path) -> di
         `prune`, for a network that is pruned before: a dict with the `name`, "ranking" or "unstructured", the options
         of that function of `cdlib.pruning`, and the `recipe` of the training that follows. A recipe may `distill` from
         the network as it ships.
+
+        `name`: under which the result is kept, as ``results/networks/NAME.cdlib``.
     seed : int
         Of the choice of calibration images, of the search and of the training.
     workdir : Path
@@ -93,6 +96,8 @@ def quantize_network(parameters: dict[str, Any], seed: int, workdir: Path) -> di
         result = quantization.share(model, **way)
     if recipe and name in ("float", "share"):
         trained(train.fit, result, recipe)
+    if kept := parameters.get("name"):
+        save(result, store.folder() / "networks" / f"{kept}.cdlib")
     return {**found, **_measured(result, dataset, workdir), "fingerprint": dataset.fingerprint}
 
 

@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from cdlib import CdlibError, models
+import cdlib
+from cdlib import CdlibError, data, models, train
 from cdlib.study import quantize_network, run
 from cdlib.study.few_bits import WAYS
 
@@ -44,12 +45,19 @@ def test_a_way_is_measured_as_a_file_and_in_a_runtime(name: str, tmp_path: Path)
         ({"name": "unstructured", "conv": 0.7, "linear": 0.7, "by": "l1"}, {"name": "share", "bits": 3}),
     ],
 )
-def test_a_network_is_pruned_before(prune: dict[str, Any], way: dict[str, Any], tmp_path: Path) -> None:
+def test_a_network_is_pruned_before(
+    prune: dict[str, Any], way: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     pytest.importorskip("onnxruntime")
+    monkeypatch.setenv("CDLIB_RESULTS", str(tmp_path))
+    (tmp_path / "networks").mkdir()
     plan = {"network": "plain-16", "data": "cifar10-sample", "way": way}
     whole = run("quantization", quantize_network, plan, record_in=tmp_path)["metrics"]
     tuned = {**prune, "recipe": {**TUNE, "distill": 0.5}}
-    found = run("quantization", quantize_network, {**plan, "prune": tuned}, record_in=tmp_path)["metrics"]
+    plan |= {"prune": tuned, "name": "small"}
+    found = run("quantization", quantize_network, plan, record_in=tmp_path)["metrics"]
+    kept = cdlib.load(tmp_path / "networks" / "small.cdlib")
+    assert train.evaluate(kept, data.load("cifar10-sample").test).accuracy == found["accuracy"]
     assert 0.3 < found["accuracy"] < whole["accuracy"] + 0.02
     assert found["file_bytes"] < 0.85 * whole["file_bytes"]
     assert (found["macs"] <= 0.5 * whole["macs"]) == (prune["name"] == "ranking")

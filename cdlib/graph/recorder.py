@@ -40,7 +40,6 @@ class Recorder(TorchDispatchMode):
         self._numbers = count()
         self._twins: dict[int, Tensor] = {}
         self._computed: set[int] = set()
-        self._seen: dict[Any, Any] = {}
         for name, parameter in model.named_parameters(remove_duplicate=False):
             self._new(parameter, "parameter", name)
         for name, buffer in model.named_buffers(remove_duplicate=False):
@@ -145,7 +144,8 @@ class Recorder(TorchDispatchMode):
     def _shapes_of(self, func: Any, args: Any, kwargs: Any) -> Any:
         """Run an operator on meta tensors, or repeat what it gave for the same shapes before.
 
-        PyTorch works out shapes in Python, which takes most of a capture; networks repeat their blocks.
+        PyTorch works out shapes in Python, which takes most of a capture; networks repeat their blocks, and who
+        searches for widths captures one network many times.
         """
         if torch.Tag.pointwise in func.tags and func._schema.is_mutable and "out" not in kwargs:
             return args[0]  # in place, element by element: nothing but numbers changes
@@ -155,12 +155,15 @@ class Recorder(TorchDispatchMode):
             return torch.empty_like(args[0])
         if func is torch.ops.aten.native_batch_norm.default and not args[5]:  # at inference it saves no statistics
             return torch.empty_like(args[0]), args[0].new_empty(0), args[0].new_empty(0)
-        key = (func, _key(args), _key(kwargs))
-        if key in self._seen:
-            return map_tensors(_to_meta, self._seen[key])
+        key = (func, torch.get_default_dtype(), _key(args), _key(kwargs))
+        if key in _seen:
+            return map_tensors(_to_meta, _seen[key])
         result = func(*args, **kwargs)
-        self._seen[key] = map_tensors(_to_meta, result)  # other tensors: those of the run may yet be resized
-        return result
+        if {_memory(t)[0] for t in tensors(result)}.isdisjoint(_memory(t)[0] for t in tensors((args, kwargs))):
+            if len(_seen) >= 10_000:
+                _seen.clear()
+            _seen[key] = map_tensors(_to_meta, result)  # other tensors: those of the run may yet be resized
+        return result  # or a view, of an operator that does not say so (`_unsafe_view`)
 
     def attention(self, function: Any, query: Tensor, key: Tensor, value: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """`scaled_dot_product_attention` as one operator."""
@@ -201,6 +204,8 @@ class Recorder(TorchDispatchMode):
         self._values[id(t)] = self.graph.values[value.index] = value
         return value
 
+
+_seen: dict[Any, Any] = {}  # what operators gave for the shapes of their inputs, in all captures of this process
 
 # Activation functions and normalisation have an output like their input; PyTorch takes up to milliseconds to find out.
 _LIKE_INPUT = {

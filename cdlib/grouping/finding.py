@@ -49,7 +49,7 @@ def find_groups(
     Raises
     ------
     CdlibError
-        If the network cannot be captured, is quantised or compiled, is on another device than the input, or has
+        If the network cannot be captured, is quantized or compiled, is on another device than the input, or has
         nothing called as in `keep`.
     """
     if isinstance(keep, str) or not isinstance(keep, Iterable):

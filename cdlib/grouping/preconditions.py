@@ -15,7 +15,7 @@ from cdlib.torch_state import check_module, check_shapes, sharing, tensors_of
 def check(model: Any, example_input: Any) -> None:
     """Raise a CdlibError if a network is not one that can be cut, or is on another device than its input.
 
-    So is what is no network, a compiled, scripted, exported, quantised or uninitialised one, one whose parameters share
+    So is what is no network, a compiled, scripted, exported, quantized or uninitialised one, one whose parameters share
     memory without being the same, and any inside torch.inference_mode.
     """
     name = type(check_module(model)).__name__
@@ -30,12 +30,12 @@ def check(model: Any, example_input: Any) -> None:
     for path, module in model.named_modules():
         kind = type(module)
         if ".quantized." in kind.__module__ or "quantization" in kind.__module__.split("."):
-            raise CdlibError(f"{path or name} is quantised ({kind.__name__}): prune the float network, then quantise.")
+            raise CdlibError(f"{path or name} is quantized ({kind.__name__}): prune the float network, then quantize.")
     check_shapes(model)
     held = tensors_of(model)
     for path, tensor in held.items():
         if tensor.is_quantized or (tensor.dtype in (torch.int8, torch.uint8) and isinstance(tensor, nn.Parameter)):
-            raise CdlibError(f"{path} is quantised ({tensor.dtype}): prune the float network, then quantise.")
+            raise CdlibError(f"{path} is quantized ({tensor.dtype}): prune the float network, then quantize.")
     if pair := sharing(held, lambda tensor: tensor.untyped_storage().data_ptr()):
         raise CdlibError(
             f"{pair[0]} and {pair[1]} share memory without being the same parameter: "

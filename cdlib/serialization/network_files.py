@@ -46,7 +46,7 @@ def save(model: nn.Module, path: str | Path) -> None:
     Raises
     ------
     CdlibError
-        If the network holds something else than tensors (a quantised or compiled one does), tensors without values, of
+        If the network holds something else than tensors (a quantized or compiled one does), tensors without values, of
         a type that safetensors lacks or that share memory without being the same, or a module that was cut by itself;
         or if the file cannot be written.
 

@@ -39,11 +39,11 @@ def check(model: Any) -> None:
             )
     for key, tensor in held.items():
         if tensor.layout != torch.strided or tensor.is_quantized:
-            raise CdlibError(f"{key} is quantised or sparse: save networks whose tensors are ordinary ones.")
+            raise CdlibError(f"{key} is quantized or sparse: save networks whose tensors are ordinary ones.")
     check_numbers(model, name)
     if strange := set(model.state_dict()) - held.keys() - tied(model).keys():
         raise CdlibError(
-            f"{name} keeps {min(strange)!r} outside of its parameters and buffers, as quantised layers do: "
+            f"{name} keeps {min(strange)!r} outside of its parameters and buffers, as quantized layers do: "
             "save a network whose state is parameters and buffers."
         )
     if pair := sharing(held, Tensor.data_ptr):

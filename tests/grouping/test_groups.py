@@ -396,9 +396,9 @@ def test_networks_that_cannot_be_pruned_are_refused():
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_quantised_networks_are_refused():
+def test_quantized_networks_are_refused():
     net = torch.ao.quantization.quantize_dynamic(nn.Sequential(nn.Linear(3, 4)), {nn.Linear}, dtype=torch.qint8)
-    with pytest.raises(CdlibError, match="0 is quantised"):
+    with pytest.raises(CdlibError, match="0 is quantized"):
         find_groups(net, torch.zeros(1, 3))
 
 

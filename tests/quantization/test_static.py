@@ -236,7 +236,7 @@ def test_a_cut_network_is_quantized_saved_and_loaded_to_the_same_bits(name: str,
 
 def test_a_quantized_network_is_not_cut() -> None:
     quantized = static(models.build("resnet_mini"), x := numbers(4, 3, 32, 32))
-    with pytest.raises(CdlibError, match="prune the float network, then quantise"):
+    with pytest.raises(CdlibError, match="prune the float network, then quantize"):
         cdlib.find_groups(quantized, x[:1])
 
 

@@ -228,7 +228,7 @@ def test_forms_that_are_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
         executable(nn.Linear(2, 2), "coo")
     with pytest.raises(CdlibError, match="unknown executable form"):
         executable(nn.Linear(2, 2), ["csr"])  # type: ignore[arg-type]
-    with pytest.raises(CdlibError, match="quantised or sparse"):
+    with pytest.raises(CdlibError, match="quantized or sparse"):
         encode(nn.ParameterDict({"a": nn.Parameter(torch.eye(3).to_sparse())}))
     monkeypatch.setitem(sys.modules, "zstandard", None)
     with pytest.raises(CdlibError, match="pip install zstandard"):

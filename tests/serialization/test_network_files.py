@@ -505,7 +505,7 @@ def networks_that_cannot_be_saved() -> dict[str, tuple[nn.Module, str]]:
         "sharing": (sharing, "1.weight and 0.weight share memory"),
         "part": (nn.Sequential(half(Own(), IMAGE), nn.ReLU()), "0 of Sequential was cut by itself"),
         "number": (3, "not a torch.nn.Module"),
-        "sparse": (nn.ParameterList([nn.Parameter(torch.eye(3).to_sparse())]), "0 is quantised or sparse"),
+        "sparse": (nn.ParameterList([nn.Parameter(torch.eye(3).to_sparse())]), "0 is quantized or sparse"),
         "extra": (Extra(), "Extra keeps '_extra_state'"),
     }  # type: ignore[dict-item]
 

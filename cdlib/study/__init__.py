@@ -7,7 +7,7 @@ from cdlib.study.runs import run
 from cdlib.study.shipped import prune_over_grid, train_network
 from cdlib.study.store import folder, load
 from cdlib.study.sweeps import sweep
-from cdlib.study.tables import described, networks, recorded, summary
+from cdlib.study.tables import described, networks, paired_verdict, quantized, recorded, summary
 
 __all__ = [
     "above",
@@ -15,8 +15,10 @@ __all__ = [
     "folder",
     "load",
     "networks",
+    "paired_verdict",
     "prune_over_grid",
     "quantize_network",
+    "quantized",
     "recorded",
     "recounted",
     "run",

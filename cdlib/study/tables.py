@@ -12,6 +12,7 @@ from typing import Any
 import pandas as pd
 
 from cdlib.pruning import MODES
+from cdlib.report import Verdict, verdict
 from cdlib.study import store
 from cdlib.text import mean_and_spread
 
@@ -65,6 +66,101 @@ def described(run: Mapping[str, Any]) -> str:
     if "budget" in own:
         words.append("Scratch-B")
     return ", ".join(words)
+
+
+WAYS = {"float": "float", "static": "int{bits:g}", "train": "int{bits:g} trained", "share": "shared, {bits:g} bits"}
+"""How `quantized` calls the ways of few bits; a search has the name of what searched."""
+
+
+def quantized(*ways: str) -> pd.DataFrame:
+    """Return the records of `cdlib.study.quantize_network`, or those of some of its ways, with what was done in words.
+
+    There is every column a chapter may ask for, and four more: ``pruning``, "dense" or the method, its options and the
+    training after it; ``numbers``, for example "int4 trained" or "knapsack, 3 bits"; ``training``, that of the way
+    itself, or ""; and ``setting``, the three as one. What differs elsewhere, in another option or field of a recipe,
+    has the same words and a number behind.
+    """
+    records = store.load(experiment="quantization")
+    options = [f"way.{name}" for name in ("name", "bits", "way", "rounds", "draws", "recipe.epochs", "recipe.lr")]
+    cuts = ("name", "by", "target", "resource", "conv", "linear", "recipe.epochs", "recipe.lr", "recipe.distill")
+    needed = [
+        "network",
+        "data",
+        "seed",
+        *options,
+        *(f"prune.{name}" for name in cuts),
+        "accuracy",
+        "file_bytes",
+        "macs",
+    ]
+    needed += ["bit_operations", "steps", "loss", "evaluations"]
+    records = records.reindex(columns=[*dict.fromkeys([*records.columns, *needed])])
+    if ways:
+        records = records[records["way.name"].isin(ways)]
+    whole = records["way.name"].isin(["static", "train"]) & records["way.bits"].isna()
+    records = records.assign(**{"way.bits": records["way.bits"].mask(whole, 8)})
+    ran = [dict(row.dropna()) for _, row in records.iterrows()]
+    found = {
+        "pruning": [(_cut(run), _fields(run, "prune.")) for run in ran],
+        "numbers": [(_numbers(run), _fields(run, "way.", but="way.recipe.")) for run in ran],
+        "training": [(_training(run, "way"), _fields(run, "way.recipe.")) for run in ran],
+    }
+    told = records.assign(**{name: _told_apart(words) for name, words in found.items()})
+    parts = zip(told["pruning"], told["numbers"], told["training"], strict=True)
+    told["setting"] = [", ".join(filter(None, part)) for part in parts]
+    return told.sort_values(["network", "data", "prune.name", "setting", "seed"], na_position="first")
+
+
+def paired_verdict(own: pd.DataFrame, rivals: pd.DataFrame, on: list[str], margin: float) -> Verdict | None:
+    """Return the verdict on the accuracies, in points, of runs and their rivals; None if there is no pair.
+
+    A run and a rival are a pair if they have the same in the columns `on`; `margin` as for `cdlib.report.verdict`.
+    """
+    both = own.merge(rivals, on=on, suffixes=("", " other"))
+    accuracy, other = 100 * both["accuracy"].astype(float), 100 * both["accuracy other"].astype(float)
+    return verdict(accuracy, other, margin=margin) if len(both) else None
+
+
+def _cut(run: Mapping[str, Any]) -> str:
+    if "prune.name" not in run:
+        return "dense"
+    named = {"method.name": run["prune.name"], "recipe.lr": None}
+    named |= {
+        f"method.{name.removeprefix('prune.')}": value for name, value in run.items() if name.startswith("prune.")
+    }
+    return f"{described(named)}{_training(run, 'prune')}"
+
+
+def _numbers(run: Mapping[str, Any]) -> str:
+    form = WAYS.get(run["way.name"], f"{run.get('way.way', 'controller')}, {{bits:g}} bits")
+    known = ("way.name", "way.bits", "way.way")
+    more = [f"{name[4:]} {value}" for name, value in run.items() if name.startswith("way.") and name not in known]
+    return ", ".join([form.format(bits=run.get("way.bits", 0)), *(text for text in more if text[:7] != "recipe.")])
+
+
+def _training(run: Mapping[str, Any], of: str) -> str:
+    if f"{of}.recipe.epochs" not in run:
+        return ""
+    teacher = " with a teacher" if run.get(f"{of}.recipe.distill") else ""
+    return f" +{run[f'{of}.recipe.epochs']:g} epochs at {run[f'{of}.recipe.lr']:g}{teacher}".removeprefix(
+        " " * (of == "way")
+    )
+
+
+def _fields(run: Mapping[str, Any], start: str, but: str = "-") -> str:
+    return str({name: value for name, value in run.items() if name.startswith(start) and not name.startswith(but)})
+
+
+def _told_apart(words: list[tuple[str, str]]) -> list[str]:
+    """Return words, with a number behind those that stand for something else than the same words before."""
+    seen: dict[str, list[str]] = {}
+    found = []
+    for word, exact in words:
+        among = seen.setdefault(word, [])
+        if exact not in among:
+            among.append(exact)
+        found.append(f"{word} ({place + 1})" if (place := among.index(exact)) else word)
+    return found
 
 
 def networks(records: pd.DataFrame) -> dict[str, pd.DataFrame]:

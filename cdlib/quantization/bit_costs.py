@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+import numpy as np
 import pandas as pd
 import torch
 from torch import nn
@@ -140,21 +141,26 @@ def check_budget(least: int, budget: int) -> None:
 def knapsack(costs: Mapping[str, Mapping[int, float]], sizes: Mapping[str, int], budget: int) -> dict[str, int]:
     """Return the bits by layer whose costs have the least sum within a budget of bytes: the exact optimum.
 
-    An integer program: one choice for each layer, solved by `scipy.optimize.milp`. A CdlibError if 2 bits do not fit.
+    By dynamic programming over the layers. Of all ways so far only those stay than which none is smaller and as good. A
+    CdlibError if 2 bits do not fit.
     """
-    check_budget(sum(packed_bytes(size, WIDTHS[0]) for size in sizes.values()), budget)
-    from scipy.optimize import Bounds, LinearConstraint, milp
-
-    choices = [(name, bits) for name in sizes for bits in WIDTHS]
-    weigh = [[packed_bytes(sizes[name], bits) for name, bits in choices]]
-    one = [[float(name == layer) for name, _ in choices] for layer in sizes]
-    found = milp(
-        [costs[name][bits] for name, bits in choices],
-        integrality=[1] * len(choices),
-        bounds=Bounds(0, 1),
-        constraints=[LinearConstraint(weigh, ub=budget), LinearConstraint(one, lb=1, ub=1)],
-    )
-    return {name: bits for (name, bits), taken in zip(choices, found.x, strict=True) if taken > 0.5}
+    least = [packed_bytes(size, WIDTHS[0]) for size in sizes.values()]
+    check_budget(sum(least), budget)
+    spent, cost, steps, free = np.zeros(1, int), np.zeros(1), [], budget - sum(least)
+    for (name, size), floor in zip(sizes.items(), least, strict=True):  # bytes are counted above 2 bits
+        more = [packed_bytes(size, bits) - floor for bits in WIDTHS]
+        spent = np.add.outer(spent, more).ravel()
+        cost = np.add.outer(cost, [costs[name][bits] for bits in WIDTHS]).ravel()
+        order = np.lexsort((cost, spent))
+        order = order[spent[order] <= free]
+        before = np.minimum.accumulate(cost[order])
+        steps.append(order[np.append(True, before[1:] < before[:-1])])
+        spent, cost = spent[steps[-1]], cost[steps[-1]]
+    found, place = dict[str, int](), -1
+    for name, kept in zip(reversed(list(sizes)), reversed(steps), strict=True):
+        place, width = divmod(int(kept[place]), len(WIDTHS))
+        found[name] = WIDTHS[width]
+    return {name: found[name] for name in sizes}
 
 
 def operations(model: nn.Module, example: ExampleInput) -> pd.DataFrame:

@@ -12,7 +12,7 @@ from typing import Any
 
 import yaml
 
-from bookbuild import execution, notebooks
+from bookbuild import execution, live, notebooks
 from bookbuild.chapters import Chapter, Result, read_yaml
 from cdlib.errors import CdlibError
 from cdlib.text import digest
@@ -91,7 +91,7 @@ def build(results: Sequence[Result], root: Path) -> Path:
 
 
 def stage(results: Sequence[Result], root: Path, to: Path) -> None:
-    """Lay out what the site is built from: the executed chapters, ``book/``, the settings and MathJax."""
+    """Lay out what the site is built from: the executed chapters, ``book/``, the settings, MathJax and what the live page runs."""
     shutil.copytree(root / "book", to / "book")
     for result in results:
         notebooks.publish(result.path, to / "notebooks" / f"{result.job.chapter.name}.ipynb")
@@ -100,6 +100,7 @@ def stage(results: Sequence[Result], root: Path, to: Path) -> None:
     (to / "_config.yml").write_text(yaml.safe_dump(config(root), sort_keys=False), encoding="utf-8")
     shutil.copy(root / "_toc.yml", to)
     _copy_mathjax(to / "assets" / "mathjax")
+    live.write(root, to / "book" / "_static" / "live")
 
 
 def check(results: Sequence[Result], site: Path) -> None:

@@ -118,6 +118,15 @@ def _write(model: nn.Module, images: Tensor, file: Path, card: Card | None) -> N
             program: Any = torch.onnx.export(
                 model, (images,), dynamo=True, opset_version=OPSET, dynamic_shapes=shapes, verbose=False
             )
+            graph = program.model.graph
+            for part in (
+                graph,
+                *graph,
+                *graph.inputs,
+                *graph.initializers.values(),
+                *(v for n in graph for v in n.outputs),
+            ):
+                part.metadata_props.clear()  # of every operator its source, with the paths of this machine
             if card is not None:
                 program.model.metadata_props[CARD] = card.text()
             program.save(file)

@@ -93,6 +93,8 @@ def test_the_workhorse_has_the_same_bits_in_a_runtime(tmp_path: Path) -> None:
     quantized = static(models.trained("plain-16"), SAMPLE.train.sample(200, 0))
     assert export(quantized, SAMPLE.test.input(1000), tmp_path / "net.onnx") == 0.0
     weights = sum(layer.weight().numel() for layer in quantized.layers().values())
+    content = (tmp_path / "net.onnx").read_bytes()
+    assert len(content) < 1.25 * weights and b"onnx_files" not in content  # no source and no path of this machine
     held = {t.name: onnx.numpy_helper.to_array(t) for t in onnx.load(tmp_path / "net.onnx").graph.initializer}
     assert sum(array.size for array in held.values() if array.dtype == np.int8) >= weights
 

@@ -89,7 +89,10 @@ def networks() -> dict[str, Any]:
             found[name] = base64.b64encode(file.read_bytes()).decode()
     classes = [place for label in range(len(sample.classes)) for place in _first(sample.test.labels, label)]
     pictures = [
-        {"label": int(sample.test.labels[place]), "pixels": base64.b64encode(_pixels(sample.test.images[place])).decode()}
+        {
+            "label": int(sample.test.labels[place]),
+            "pixels": base64.b64encode(_pixels(sample.test.images[place])).decode(),
+        }
         for place in classes
     ]
     return {"card": asdict(card), "files": found, "pictures": pictures}

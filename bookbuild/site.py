@@ -91,7 +91,7 @@ def build(results: Sequence[Result], root: Path) -> Path:
 
 
 def stage(results: Sequence[Result], root: Path, to: Path) -> None:
-    """Lay out what the site is built from: the executed chapters, ``book/``, the settings, MathJax and what the live page runs."""
+    """Lay out what the site is built from: executed chapters, ``book/``, settings, MathJax, what the live page runs."""
     shutil.copytree(root / "book", to / "book")
     for result in results:
         notebooks.publish(result.path, to / "notebooks" / f"{result.job.chapter.name}.ipynb")
@@ -100,7 +100,8 @@ def stage(results: Sequence[Result], root: Path, to: Path) -> None:
     (to / "_config.yml").write_text(yaml.safe_dump(config(root), sort_keys=False), encoding="utf-8")
     shutil.copy(root / "_toc.yml", to)
     _copy_mathjax(to / "assets" / "mathjax")
-    live.write(root, to / "book" / "_static" / "live")
+    if (page := to / "book" / "_static" / "live").is_dir():
+        live.write(root, page)
 
 
 def check(results: Sequence[Result], site: Path) -> None:

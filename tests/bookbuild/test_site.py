@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import re
-import shutil
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,9 +19,6 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).parents[2]
 SITE = ROOT / "_build" / "html"
-BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")
-OFFLINE = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking"]
-OFFLINE += ["--disable-component-update", "--disable-sync"]
 
 # Of highlighted code one word of each colour is looked at: pages have up to 10,000.
 ONE_OF_EACH = """() => {
@@ -77,20 +72,6 @@ class Visit:
     frozen: bool = True
     stops: int = 0
     solutions: list[str] = field(default_factory=list)
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    if not (SITE / "index.html").exists():
-        pytest.skip("the site is not built: make book")
-    program = next((found for name in BROWSERS if (found := shutil.which(name))), None)
-    if program is None:
-        pytest.skip(f"no browser: none of {', '.join(BROWSERS)} is installed")
-    sync_api = pytest.importorskip("playwright.sync_api")
-    with sync_api.sync_playwright() as play:
-        opened = play.chromium.launch(executable_path=program, args=OFFLINE)
-        yield opened
-        opened.close()
 
 
 @pytest.fixture(scope="module")

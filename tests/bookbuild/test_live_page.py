@@ -132,9 +132,8 @@ def test_the_webcam_is_seen_and_let_go(browser: Browser, places: dict[str, str],
 
 def test_a_webcam_that_is_refused_is_one_line(browser: Browser, places: dict[str, str]) -> None:
     page = started(browser, places["disk"])
-    page.evaluate(
-        "() => { navigator.mediaDevices.getUserMedia = async () => { throw new DOMException('no', 'NotAllowedError'); }; }"
-    )
+    refuse = "async () => { throw new DOMException('no', 'NotAllowedError'); }"
+    page.evaluate(f"() => {{ navigator.mediaDevices.getUserMedia = {refuse}; }}")
     page.click("#live-camera")
     page.wait_for_function("document.getElementById('live-status').textContent.includes('permission was refused')")
     page.close()

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from cdlib.edge.deployed import Deployed
-from cdlib.edge.devices import Device, Figure, Roofline, device, devices, roofline, this_machine
+from cdlib.edge.devices import SIZES, Device, Figure, Roofline, device, devices, roofline, this_machine
 from cdlib.edge.onnx_files import OPSET, export
 
 __all__ = [
     "OPSET",
+    "SIZES",
     "Deployed",
     "Device",
     "Figure",

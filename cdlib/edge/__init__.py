@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from cdlib.edge.deployed import Deployed
-from cdlib.edge.devices import SIZES, Device, Figure, Roofline, device, devices, roofline, this_machine
+from cdlib.edge.device_cards import SIZES, Device, Figure, Roofline, device, devices, roofline, this_machine
 from cdlib.edge.onnx_files import OPSET, export
 
 __all__ = [

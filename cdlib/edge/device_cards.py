@@ -1,6 +1,6 @@
 """Devices as cards of public figures, and how long a network takes on one at best: for devices that one does not have.
 
-The cards stand in ``devices.toml``, each figure with its source.
+The cards stand in ``device_cards.toml``, each figure with its source.
 """
 
 from __future__ import annotations

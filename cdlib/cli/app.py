@@ -1,4 +1,4 @@
-"""The command `cdlib`: profile, compare and prune networks, look after data, list recorded results.
+"""The command `cdlib`: profile, compare, prune and compress networks, look after data, list recorded results.
 
 The commands themselves are in the modules beside this one: they parse, call the package and have `cdlib.cli.output`
 print; nothing is computed there. Reports go to standard output, as text or, with `--json`, as JSON and nothing else;
@@ -21,7 +21,7 @@ try:
 except ModuleNotFoundError:
     sys.exit("error: the command cdlib needs more packages: pip install 'cnn-compression-book[cli,train]'.")
 
-from cdlib.cli import costs, data, output, pruning, quantization, study
+from cdlib.cli import costs, data, deploy, output, pruning, quantization, study
 
 
 class _Commands(TyperGroup):
@@ -87,6 +87,9 @@ _COMMANDS: dict[typer.Typer, tuple[Callable[..., None], ...]] = {
         pruning.groups,
         pruning.prune,
         quantization.quantize,
+        deploy.compress,
+        deploy.advise,
+        deploy.devices,
         study.results,
         study.study,
     ),

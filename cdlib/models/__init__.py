@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from cdlib.models.architectures import BOOK, reinitialised, set_stem
 from cdlib.models.by_name import RECIPE, build, fresh, names, options
-from cdlib.models.shipped import CARD, Card, keep, rounded, trained
+from cdlib.models.shipped import CARD, Card, keep, rounded, shipped_names, trained
 from cdlib.models.state_dicts import load_weights
 from cdlib.models.whitening import whiten
 
@@ -22,6 +22,7 @@ __all__ = [
     "reinitialised",
     "rounded",
     "set_stem",
+    "shipped_names",
     "trained",
     "whiten",
 ]

@@ -75,6 +75,11 @@ def keep(model: nn.Module, card: Card, file: Path) -> None:
         out.write(save(tensors, {"card": card.text()}))
 
 
+def shipped_names(folder: Path | None = None) -> list[str]:
+    """Return the names that `trained` knows, in alphabetical order."""
+    return sorted(path.stem for path in (folder or _folder()).glob("*.safetensors"))
+
+
 def trained(name: str, folder: Path | None = None) -> nn.Module:
     """Return a network that ships with the book, trained, in evaluation mode.
 
@@ -97,10 +102,10 @@ def trained(name: str, folder: Path | None = None) -> nn.Module:
     """
     from safetensors import safe_open
 
-    place = folder or (files.checkout() or Path(__file__).parents[2]) / "results" / "networks"
+    place = folder or _folder()
     file = place / f"{name}.safetensors"
     if not file.is_file():
-        raise unknown("trained network", name, sorted(path.stem for path in place.glob("*.safetensors")))
+        raise unknown("trained network", name, shipped_names(place))
     try:
         with safe_open(file, "pt") as held:
             card = Card.read(held.metadata()["card"])
@@ -111,6 +116,10 @@ def trained(name: str, folder: Path | None = None) -> nn.Module:
     model.load_state_dict(tensors)  # into float32
     setattr(model, CARD, card)
     return model.eval().to(memory_format=torch.channels_last)
+
+
+def _folder() -> Path:
+    return (files.checkout() or Path(__file__).parents[2]) / "results" / "networks"
 
 
 def _stored(tensor: Tensor) -> Tensor:

@@ -1,6 +1,8 @@
 """The study: `run` does an experiment once, `recorded` reads what came of it, `above` compares with uniform widths."""
 
+from cdlib.study.advice import Advice, advise
 from cdlib.study.baseline import train_and_compress
+from cdlib.study.compression import compress
 from cdlib.study.controls import above, recounted, uniform_line
 from cdlib.study.few_bits import quantize_network
 from cdlib.study.runs import run
@@ -10,7 +12,10 @@ from cdlib.study.sweeps import sweep
 from cdlib.study.tables import described, networks, paired_verdict, quantized, recorded, summary
 
 __all__ = [
+    "Advice",
     "above",
+    "advise",
+    "compress",
     "described",
     "folder",
     "load",

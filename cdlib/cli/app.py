@@ -87,6 +87,7 @@ _COMMANDS: dict[typer.Typer, tuple[Callable[..., None], ...]] = {
         pruning.groups,
         pruning.prune,
         quantization.quantize,
+        deploy.bench,
         deploy.compress,
         deploy.advise,
         deploy.devices,

@@ -132,3 +132,43 @@ def _given(model: str, data: str, option: Any, weights: Path | None, *, trained:
 def _called(model: str) -> str:
     """What a network is called in cards and reports: no path of this machine."""
     return Path(model.partition(".py:")[2] or model.removeprefix("shipped:")).stem
+
+
+def bench(
+    models: Annotated[list[str], typer.Argument(help="Networks: FILE.onnx, one that ships, or as elsewhere.")],
+    shape: Annotated[
+        str | None, typer.Option("--input", help="Shape of one sample (3x32x32, or that of a card).")
+    ] = None,
+    engine: Annotated[
+        list[str] | None,
+        typer.Option("--engine", help="eager, compile or onnxruntime; repeatable (eager, onnxruntime)."),
+    ] = None,
+    batch: Annotated[int, typer.Option(help="Images at a time.")] = 1,
+    threads: Annotated[int, typer.Option(help="Of every engine.")] = 1,
+    cores: Annotated[str | None, typer.Option("--affinity", help="Cores to run on, as 0,1.")] = None,
+    runs: Annotated[int, typer.Option(help="Rounds, in which every network runs once.")] = 100,
+    sustained: Annotated[float, typer.Option(help="Seconds of unbroken load for each.")] = 1.0,
+    as_json: Json = False,
+) -> None:
+    """Time networks in engines, in turns: latency, cold start, load, memory, and whether differences are real."""
+    cdlib.errors.check_whole("--batch", batch, 1)
+    try:
+        chosen = None if cores is None else tuple(int(part) for part in cores.split(","))
+    except ValueError as error:
+        raise cdlib.CdlibError(f"--affinity {cores!r}: give numbers of cores with commas between, as 0,1.") from error
+    cards = [cdlib.edge.Deployed(name).card.shape for name in models if name.endswith(".onnx") and shape is None]
+    one = options.zeros("x".join(map(str, cards[0])) if cards else shape or options.INPUT)
+    shipped, found = cdlib.models.shipped_names(), dict[str, Any]()
+    for name in models:
+        if name.endswith(".onnx"):
+            found[Path(name).stem] = Path(name)
+        elif name in shipped:
+            found[name] = cdlib.models.trained(name)
+        else:
+            found[_called(name)] = options.build(name, 10, one, None)
+    if len(found) < len(models):
+        raise cdlib.CdlibError(f"of {', '.join(models)} two have the same name: rename a file, or leave one out.")
+    given: dict[str, Any] = {"engines": engine or ("eager", "onnxruntime"), "cores": chosen, "runs": runs}
+    given |= {"threads": threads, "sustained": sustained, "progress": sys.stderr.isatty()}
+    made = cdlib.edge.bench(found, one.expand(batch, *one.shape[1:]).contiguous(), **given)
+    print_json(made.facts()) if as_json else say(made)

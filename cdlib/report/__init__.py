@@ -6,7 +6,7 @@ from cdlib.report.measurement import QUANTITIES, Measurement, measure
 from cdlib.report.memory import allocator_peak, cpu_peak, file_bytes
 from cdlib.report.power import images_needed, pairs_needed
 from cdlib.report.significance import MeanDifference, Paired, mcnemar, mean_difference, wilson
-from cdlib.report.timing import WARM_UP, latencies
+from cdlib.report.timing import WARM_UP, interleaved, latencies
 from cdlib.report.verdicts import Verdict, verdict
 
 __all__ = [
@@ -25,6 +25,7 @@ __all__ = [
     "hardware",
     "images_needed",
     "instructions",
+    "interleaved",
     "latencies",
     "machine",
     "mcnemar",

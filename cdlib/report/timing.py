@@ -55,13 +55,21 @@ def latencies(
     """
     if not models or runs < 1:
         raise CdlibError(f"nothing to time: {len(models)} models and {runs} runs; give at least one of each.")
+    inputs = Inputs.of(example_input, kwargs, None)
+    calls = {name: _forward(model, inputs, name) for name, model in models.items()}
+    with evaluating(*models.values()):
+        return interleaved(calls, runs=runs, progress=progress)
+
+
+def interleaved(
+    calls: Mapping[str, Callable[[], object]], *, runs: int, progress: bool = False
+) -> dict[str, np.ndarray]:
+    """Time calls `runs` times each, in turns as `latencies` describes, in milliseconds; `WARM_UP` more go before."""
     from tqdm import tqdm
 
-    inputs = Inputs.of(example_input, kwargs, None)
-    names = list(models)
-    calls = {name: _forward(model, inputs, name) for name, model in models.items()}
+    names = list(calls)
     times: dict[str, list[float]] = {name: [] for name in names}
-    with evaluating(*models.values()), _without_collector():
+    with _without_collector():
         for name, _ in itertools.product(names, range(WARM_UP)):
             calls[name]()
         for turn in tqdm(range(runs), desc="latency", leave=False, disable=not progress):

@@ -21,7 +21,7 @@ try:
 except ModuleNotFoundError:
     sys.exit("error: the command cdlib needs more packages: pip install 'cnn-compression-book[cli,train]'.")
 
-from cdlib.cli import costs, data, output, pruning, quantization, study
+from cdlib.cli import camera, costs, data, output, pruning, quantization, study
 
 
 class _Commands(TyperGroup):
@@ -89,12 +89,15 @@ _COMMANDS: dict[typer.Typer, tuple[Callable[..., None], ...]] = {
         quantization.quantize,
         study.results,
         study.study,
+        camera.camera,
+        camera.print_samples,
+        camera.simulate,
     ),
     data_app: (data.where, data.fetch, data.check),
 }
 for group, commands in _COMMANDS.items():
     for command in commands:
-        group.command(command.__name__)(output.reserved()(command))
+        group.command(command.__name__.replace("_", "-"))(output.reserved()(command))
 
 
 def _end(code: int, line: str) -> typer.Exit:

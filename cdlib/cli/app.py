@@ -21,7 +21,7 @@ try:
 except ModuleNotFoundError:
     sys.exit("error: the command cdlib needs more packages: pip install 'cnn-compression-book[cli,train]'.")
 
-from cdlib.cli import costs, data, deploy, output, pruning, quantization, study
+from cdlib.cli import camera, costs, data, deploy, output, pruning, quantization, study
 
 
 class _Commands(TyperGroup):
@@ -93,12 +93,15 @@ _COMMANDS: dict[typer.Typer, tuple[Callable[..., None], ...]] = {
         deploy.devices,
         study.results,
         study.study,
+        camera.camera,
+        camera.print_samples,
+        camera.simulate,
     ),
     data_app: (data.where, data.fetch, data.check),
 }
 for group, commands in _COMMANDS.items():
     for command in commands:
-        group.command(command.__name__)(output.reserved()(command))
+        group.command(command.__name__.replace("_", "-"))(output.reserved()(command))
 
 
 def _end(code: int, line: str) -> typer.Exit:

@@ -88,15 +88,7 @@ class Deployed:
         from PIL import Image, ImageOps
 
         channels, height, width = self.card.shape
-        try:
-            picture = image if isinstance(image, Image.Image) else None
-            if picture is None:
-                picture = Image.fromarray(image) if isinstance(image, np.ndarray) else Image.open(image)
-            upright = ImageOps.exif_transpose(picture).convert("L" if channels == 1 else "RGB")
-        except Exception as error:
-            raise CdlibError(
-                f"{image if isinstance(image, str | Path) else 'this'} is no picture: {one_line(error)}."
-            ) from error
+        upright = opened(image, "L" if channels == 1 else "RGB")
         fitted = ImageOps.fit(upright, (width, height), Image.Resampling.BILINEAR)
         pixels = np.asarray(fitted, np.float32).reshape(height, width, channels) / 255
         normalised = (pixels - np.array(self.card.mean, np.float32)) / np.array(self.card.std, np.float32)
@@ -112,3 +104,17 @@ class Deployed:
         shares = np.exp(found - found.max())
         shares /= shares.sum()
         return {self.card.classes[place]: float(shares[place]) for place in np.argsort(-shares)}
+
+
+def opened(image: Any, mode: str = "RGB") -> Any:
+    """Return what `Deployed.prepared` takes as an upright PIL image; a CdlibError if it is no picture."""
+    from PIL import Image, ImageOps
+
+    try:
+        picture = image if isinstance(image, Image.Image) else None
+        if picture is None:
+            picture = Image.fromarray(image) if isinstance(image, np.ndarray) else Image.open(image)
+        return ImageOps.exif_transpose(picture).convert(mode)
+    except Exception as error:
+        what = image if isinstance(image, str | Path) else "this"
+        raise CdlibError(f"{what} is no picture: {one_line(error)}.") from error

@@ -5,6 +5,7 @@ from cdlib.study.baseline import train_and_compress
 from cdlib.study.compression import compress
 from cdlib.study.controls import above, recounted, uniform_line
 from cdlib.study.few_bits import quantize_network
+from cdlib.study.four_arms import arms, time_arms
 from cdlib.study.runs import run
 from cdlib.study.shipped import prune_over_grid, train_network
 from cdlib.study.store import folder, load
@@ -15,6 +16,7 @@ __all__ = [
     "Advice",
     "above",
     "advise",
+    "arms",
     "compress",
     "described",
     "folder",
@@ -29,6 +31,7 @@ __all__ = [
     "run",
     "summary",
     "sweep",
+    "time_arms",
     "train_and_compress",
     "train_network",
     "uniform_line",

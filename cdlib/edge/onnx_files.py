@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
+import logging
 import tempfile
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -112,7 +116,7 @@ def _why() -> str:
 
 def _write(model: nn.Module, images: Tensor, file: Path, card: Card | None) -> None:
     try:
-        with warnings.catch_warnings(), evaluating(model):
+        with warnings.catch_warnings(), evaluating(model), _silence():
             warnings.simplefilter("ignore")
             shapes = ({0: torch.export.Dim("n")},)
             program: Any = torch.onnx.export(
@@ -131,7 +135,22 @@ def _write(model: nn.Module, images: Tensor, file: Path, card: Card | None) -> N
                 program.model.metadata_props[CARD] = card.text()
             program.save(file)
     except Exception as error:
-        raise CdlibError(f"{type(model).__name__} cannot be exported to ONNX: {one_line(error)}.") from error
+        cause: BaseException = error
+        while cause.__cause__ is not None:  # PyTorch wraps what is wrong in advice of many lines
+            cause = cause.__cause__
+        raise CdlibError(f"{type(model).__name__} cannot be exported to ONNX: {one_line(cause)}.") from error
+
+
+@contextlib.contextmanager
+def _silence() -> Iterator[None]:
+    """Keep PyTorch from printing whole graphs and advice where an export fails."""
+    before = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
+    try:
+        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+            yield
+    finally:
+        logging.disable(before)
 
 
 def _stored(model: Quantized) -> nn.Module:

@@ -138,3 +138,16 @@ def test_bad_input_of_an_export_is_one_line(images: torch.Tensor, path: str, mes
     with pytest.raises(CdlibError, match=message) as error:
         export(lively("vgg_mini"), images, tmp_path / path)
     assert "\n" not in str(error.value) and not list(tmp_path.iterdir())
+
+
+def test_a_branch_on_values_is_one_line_and_nothing_is_printed(
+    capfd: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    class Doubtful(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x.flatten(1) if x.max() > 2 else -x.flatten(1)
+
+    with pytest.raises(CdlibError, match="data-dependent") as error:
+        export(Doubtful(), SAMPLE.test.input(2), tmp_path / "net.onnx")
+    assert "\n" not in str(error.value) and "\x1b" not in str(error.value) and len(str(error.value)) < 300
+    assert capfd.readouterr() == ("", "")

@@ -47,7 +47,8 @@ FROZEN = """() => [...document.querySelectorAll(".tag_common-table .output")].ev
   output.scrollLeft = 80;
   const edge = output.getBoundingClientRect().left + 1;
   const first = [...output.querySelectorAll("th:first-child")];
-  return output.scrollLeft === Math.min(80, output.scrollWidth - output.clientWidth) && first.every(th => th.getBoundingClientRect().left <= edge);
+  const far = Math.min(80, output.scrollWidth - output.clientWidth);
+  return output.scrollLeft === far && first.every(th => th.getBoundingClientRect().left <= edge);
 })"""
 REACHED = """() => [...document.querySelectorAll("pre, .cell_output > .output")].every(box =>
   box.tabIndex === (box.scrollWidth > box.clientWidth || box.scrollHeight > box.clientHeight ? 0 : -1))"""

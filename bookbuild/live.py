@@ -33,7 +33,7 @@ INTEGRITY = "q0y+JrrtukXSzsBWEMccVfqX25LRmosXHF+CaRJmg8pZClzcV7svNc4rKY3jL02Vb7Q
 """The sha512 of the package's archive, as the registry states it."""
 
 PARTS = {"script": "ort.wasm.min.js", "loader": "ort-wasm-simd-threaded.mjs", "wasm": "ort-wasm-simd-threaded.wasm"}
-NPM = ["pack", PACKAGE, "--silent", "--fetch-retry-mintimeout=1000", "--fetch-retry-maxtimeout=3000"]
+NPM = ["pack", PACKAGE, "--loglevel=error", "--fetch-retry-mintimeout=1000", "--fetch-retry-maxtimeout=3000"]
 PICTURES = 2  # of each class
 
 

@@ -4,7 +4,7 @@
 (() => {
   const folder = document.currentScript.src.replace(/[^/]*$/, "");
   const find = id => document.getElementById(`live-${id}`);
-  const BLOCKS = 30, TICKS = 20, LONGEST = 20; // a block of runs lasts 20 steps of the clock, or 20 ms
+  const BLOCKS = 30, TICKS = 50, LONGEST = 20; // a block of runs lasts 50 steps of the clock, or 20 ms
   let networks, card, sessions = {}, chosen = null, camera = null, asking = false;
   let turn = 0, working = Promise.resolve(); // one measurement at a time, and only the last one is shown
 

@@ -33,6 +33,7 @@ INTEGRITY = "q0y+JrrtukXSzsBWEMccVfqX25LRmosXHF+CaRJmg8pZClzcV7svNc4rKY3jL02Vb7Q
 """The sha512 of the package's archive, as the registry states it."""
 
 PARTS = {"script": "ort.wasm.min.js", "loader": "ort-wasm-simd-threaded.mjs", "wasm": "ort-wasm-simd-threaded.wasm"}
+NPM = ["pack", PACKAGE, "--loglevel=error", "--fetch-retry-mintimeout=1000", "--fetch-retry-maxtimeout=3000"]
 PICTURES = 2  # of each class
 
 
@@ -53,9 +54,7 @@ def runtime() -> dict[str, str]:
     with tempfile.TemporaryDirectory() as folder:
         failed = ""
         try:
-            found = subprocess.run(
-                [*_npm(), "pack", PACKAGE, "--silent"], cwd=folder, capture_output=True, text=True, timeout=300
-            )
+            found = subprocess.run([*_npm(), *NPM], cwd=folder, capture_output=True, text=True, timeout=300)
             failed = found.stderr.strip() if found.returncode else ""
         except (OSError, subprocess.SubprocessError) as error:
             failed = str(error)

@@ -4,8 +4,9 @@
 (() => {
   const folder = document.currentScript.src.replace(/[^/]*$/, "");
   const find = id => document.getElementById(`live-${id}`);
-  const RUNS = 30, WARM_UP = 3;
-  let networks, card, sessions = {}, chosen = null, guess = null, camera = null, turn = 0;
+  const BLOCKS = 30, TICKS = 50, LONGEST = 20; // a block of runs lasts 50 steps of the clock, or 20 ms
+  let networks, card, sessions = {}, chosen = null, camera = null, asking = false;
+  let turn = 0, working = Promise.resolve(); // one measurement at a time, and only the last one is shown
 
   const say = text => { find("status").textContent = text; };
   const load = name => new Promise((done, failed) => {
@@ -15,7 +16,11 @@
     script.onerror = () => failed(new Error(`${name} is not there`));
     document.head.append(script);
   });
-  const bytes = text => Uint8Array.from(atob(text), c => c.charCodeAt(0));
+  function bytes(text) { // by a loop: Uint8Array.from takes seconds for the runtime
+    const letters = atob(text), made = new Uint8Array(letters.length);
+    for (let i = 0; i < letters.length; i++) made[i] = letters.charCodeAt(i);
+    return made;
+  }
 
   async function start() {
     find("start").disabled = true;
@@ -72,12 +77,13 @@
     wipe();
     find("pad").onpointerdown = event => { find("pad").setPointerCapture(event.pointerId); pad.beginPath(); draw(event); };
     find("pad").onpointermove = event => { if (event.buttons) draw(event); };
-    find("pad").onpointerup = () => take(find("pad"));
+    find("pad").onpointerup = () => take(find("pad"), false);
     find("wipe").onclick = wipe;
+    find("file").onclick = event => { event.target.value = ""; }; // the same file may be chosen again
     find("file").onchange = event => open(event.target.files[0]);
-    find("desk").ondragover = event => event.preventDefault();
-    find("desk").ondrop = event => { event.preventDefault(); open(event.dataTransfer.files[0]); };
-    find("camera").onclick = () => camera ? stop() : film();
+    document.addEventListener("dragover", event => event.preventDefault());
+    document.addEventListener("drop", event => { event.preventDefault(); open(event.dataTransfer.files[0]); });
+    find("camera").onclick = () => camera ? snap() : film();
     document.addEventListener("visibilitychange", () => { if (document.hidden) stop(); });
     addEventListener("pagehide", stop);
   }
@@ -95,7 +101,7 @@
     canvas.getContext("2d").putImageData(pixels, 0, 0);
   }
 
-  function take(source) {
+  function take(source, move = true) {
     const [, height, width] = card.shape, w = source.videoWidth || source.width, h = source.videoHeight || source.height;
     let side = Math.min(w, h), from = source, x = (w - side) / 2, y = (h - side) / 2;
     while (side > 2 * width) { // by halves, since canvases skip pixels when they shrink by more
@@ -108,11 +114,11 @@
     paper.fillStyle = "white";
     paper.fillRect(0, 0, width, height);
     paper.drawImage(from, x, y, side, side, 0, 0, width, height);
-    show(paper.getImageData(0, 0, width, height), null);
+    show(paper.getImageData(0, 0, width, height), null, move);
   }
 
   async function open(file) {
-    if (!file) return;
+    if (!file) return say("That was no file. Save the picture first, then choose or drop it.");
     try {
       const picture = await createImageBitmap(file, { imageOrientation: "from-image" });
       take(picture);
@@ -122,29 +128,40 @@
     }
   }
 
+  const REFUSED = { NotAllowedError: "the permission was refused", NotFoundError: "none was found",
+                    NotReadableError: "another program holds it" };
+
   async function film() {
-    try {
-      camera = await navigator.mediaDevices.getUserMedia({ video: { facingMode: "environment" } });
-    } catch (error) {
-      say(`No webcam: ${error.name === "NotAllowedError" ? "the permission was refused" : error.message}. Choose another source.`);
-      return;
-    }
+    if (asking) return;
+    asking = true;
     const video = find("video");
-    video.srcObject = camera;
-    video.hidden = false;
-    await video.play();
-    find("camera").textContent = "Take this picture and stop the webcam";
-    find("camera").onclick = () => { take(video); stop(); };
-    say("The webcam runs. What it shows stays on this page.");
+    try {
+      if (!navigator.mediaDevices) throw new Error("browsers give it only to a page from https or from this machine");
+      video.srcObject = await navigator.mediaDevices.getUserMedia({ video: { facingMode: "environment" } });
+      video.hidden = false;
+      await video.play();
+      camera = video.srcObject;
+      camera.getVideoTracks()[0].onended = stop; // unplugged
+      find("camera").textContent = "Take this picture and stop the webcam";
+      say("The webcam runs. What it shows stays on this page.");
+    } catch (error) {
+      stop();
+      say(`No webcam: ${REFUSED[error.name] ?? error.message}. Choose another source.`);
+    }
+    asking = false;
+    if (document.hidden) stop(); // left while the browser asked
+  }
+
+  function snap() {
+    take(find("video"));
+    stop();
   }
 
   function stop() {
-    if (!camera) return;
-    camera.getTracks().forEach(track => track.stop());
-    camera = null;
+    find("video").srcObject?.getTracks().forEach(track => track.stop());
     find("video").hidden = true;
     find("camera").textContent = "Turn on the webcam";
-    find("camera").onclick = () => film();
+    camera = null;
   }
 
   function wipe() {
@@ -175,32 +192,57 @@
     return (await session.run({ [session.inputNames[0]]: taken }))[session.outputNames[0]].data;
   }
 
-  function show(pixels, label) {
+  /* The milliseconds that some runs take together. */
+  async function timed(name, taken, many) {
+    const begun = performance.now();
+    for (let i = 0; i < many; i++) await run(name, taken);
+    return performance.now() - begun;
+  }
+
+  function show(pixels, label, move = true) {
     chosen = { pixels, label };
-    guess = null;
-    turn += 1; // what is still being computed is of another picture
+    turn += 1; // what is still being measured is of another picture
     paint(find("seen"), pixels);
     find("ask").hidden = false;
     find("answer").hidden = true;
     say("What is it? Guess before the networks do.");
+    if (!move) return;
+    find("guesses").querySelector("button").focus({ preventScroll: true });
+    find("ask").scrollIntoView({ block: "nearest" });
   }
 
-  async function decide(place) {
-    guess = place;
-    const mine = turn, taken = tensor(chosen.pixels), times = {}, outputs = {};
-    const names = Object.keys(sessions);
+  function decide(place) {
+    const mine = ++turn;
     say("The networks are looking …");
-    for (let round = -WARM_UP; round < RUNS; round++) // by turns, so that a disturbance falls on all alike
-      for (const name of names) {
-        const begun = performance.now();
-        outputs[name] = await run(name, taken);
-        if (round >= 0) (times[name] ??= []).push(performance.now() - begun);
-      }
+    working = working.then(() => look(place, mine)).catch(error => say(`The networks failed: ${error.message}`));
+  }
+
+  /* Browsers make their clock coarse, up to steps of a millisecond and more: what is timed has to be longer. */
+  function step() {
+    const begun = performance.now();
+    let now = begun;
+    while (now === begun) now = performance.now();
+    return now - begun;
+  }
+
+  async function look(guess, mine) {
+    const names = Object.keys(sessions), taken = tensor(chosen.pixels), outputs = {}, many = {}, times = {};
+    const least = Math.min(LONGEST, TICKS * Math.max(step(), step(), step()));
+    for (const name of names) {
+      outputs[name] = await run(name, taken);
+      many[name] = 1; // doubled until a block is long enough, which warms up too
+      while (await timed(name, taken, many[name]) < least && many[name] < 1024) many[name] *= 2;
+      times[name] = [];
+    }
+    for (let block = 0; block < BLOCKS && mine === turn; block++) { // by turns: a disturbance falls on all alike
+      for (const name of names) times[name].push(await timed(name, taken, many[name]) / many[name]);
+      await new Promise(done => setTimeout(done)); // the page stays alive
+    }
     if (mine !== turn) return;
     const rows = names.map(name => {
       const logits = [...outputs[name]], top = Math.max(...logits), shares = logits.map(v => Math.exp(v - top));
-      const best = logits.indexOf(top), sorted = times[name].sort((a, b) => a - b);
-      return { name, best, share: 1 / shares.reduce((a, b) => a + b), ms: sorted[RUNS / 2],
+      const sorted = times[name].sort((a, b) => a - b), ms = (sorted[BLOCKS / 2 - 1] + sorted[BLOCKS / 2]) / 2;
+      return { name, best: logits.indexOf(top), share: 1 / shares.reduce((a, b) => a + b), ms,
                mb: bytes(networks.files[name]).length / 1e6 };
     });
     find("rows").replaceChildren(...rows.map(row => {
@@ -214,8 +256,9 @@
       return line;
     }));
     find("answer").hidden = false;
+    find("answer").scrollIntoView({ block: "nearest" });
     const right = chosen.label === null ? "Nobody but you knows the answer."
-      : `It is: ${card.classes[chosen.label]}. ${guess === chosen.label ? "You were right." : "You were not."}`;
+      : `It is: ${card.classes[chosen.label]}. ${guess === chosen.label ? "You were right." : "You were wrong."}`;
     say(`You said ${card.classes[guess]}. ${right}`);
   }
 

@@ -45,7 +45,12 @@ def compress(
     started again with the same arguments, it goes on. Exit code 1: no network met the bounds, and the nearest was kept.
     """
     on = cdlib.edge.device(device) if device else None
-    dataset, network = _given(model, data, option, weights, trained=True)
+    dataset, network = _given(model, data, option, weights)
+    if not options.has_weights(model, weights):
+        raise cdlib.CdlibError(
+            f"{model} has random weights, and there is nothing to keep of them: give --weights, or one that ships: "
+            f"{', '.join(cdlib.models.shipped_names()) or 'none is here'}."
+        )
     found = cdlib.study.compress(
         network,
         dataset,
@@ -54,7 +59,7 @@ def compress(
         max_ms=max_ms,
         min_accuracy=min_accuracy,
         device=on,
-        name=_called(model),
+        name=options.called(model),
         epochs=epochs,
         lr=lr,
         bits=bits,
@@ -81,7 +86,7 @@ def advise(
     on = cdlib.edge.device(device) if device else None
     dataset, network = _given(model, data, option, weights)
     known = getattr(network, cdlib.models.CARD, None)
-    names = {_called(model), *([known.name, known.model] if known else [])}
+    names = {options.called(model), *([known.name, known.model] if known else [])}
     counted = cdlib.profile(network, dataset.test.input(1))
     found = cdlib.study.advise(counted, on, names=names, margin=margin)
     if as_json:
@@ -112,26 +117,11 @@ def devices(as_json: Json = False) -> None:
     print_table(["name", "device", "RAM", "storage", "float32", "int8", "bandwidth", "US$", "W"], rows, range(2, 9))
 
 
-def _given(model: str, data: str, option: Any, weights: Path | None, *, trained: bool = False) -> tuple[Any, Any]:
-    """Return the data set and the network: one that ships by its name, else as the other commands have it."""
+def _given(model: str, data: str, option: Any, weights: Path | None) -> tuple[Any, Any]:
+    """Return the data set and the network."""
     with options.status(f"reading {data}"):
         dataset = cdlib.data.load(data)
-    shipped = cdlib.models.shipped_names()
-    if model.startswith("shipped:") or model in shipped:
-        if option or weights is not None:
-            raise cdlib.CdlibError(f"{model} ships with its weights and options: leave out --weights and --option.")
-        return dataset, cdlib.models.trained(_called(model))
-    if trained and not options.has_weights(model, weights):
-        raise cdlib.CdlibError(
-            f"{model} has random weights, and there is nothing to keep of them: give --weights, or one that ships: "
-            f"{', '.join(shipped) or 'none is here'}."
-        )
     return dataset, options.build(model, len(dataset.classes), dataset.test.input(1), option, weights)
-
-
-def _called(model: str) -> str:
-    """What a network is called in cards and reports: no path of this machine."""
-    return Path(model.partition(".py:")[2] or model.removeprefix("shipped:")).stem
 
 
 def bench(
@@ -158,14 +148,12 @@ def bench(
         raise cdlib.CdlibError(f"--affinity {cores!r}: give numbers of cores with commas between, as 0,1.") from error
     cards = [cdlib.edge.Deployed(name).card.shape for name in models if name.endswith(".onnx") and shape is None]
     one = options.zeros("x".join(map(str, cards[0])) if cards else shape or options.INPUT)
-    shipped, found = cdlib.models.shipped_names(), dict[str, Any]()
+    found: dict[str, Any] = {}
     for name in models:
         if name.endswith(".onnx"):
             found[Path(name).stem] = Path(name)
-        elif name in shipped:
-            found[name] = cdlib.models.trained(name)
         else:
-            found[_called(name)] = options.build(name, 10, one, None)
+            found[options.called(name)] = options.build(name, 10, one, None)
     if len(found) < len(models):
         raise cdlib.CdlibError(f"of {', '.join(models)} two have the same name: rename a file, or leave one out.")
     given: dict[str, Any] = {"engines": engine or ("eager", "onnxruntime"), "cores": chosen, "runs": runs}

@@ -16,7 +16,10 @@ from cdlib.errors import CdlibError
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-MODEL = "A name of the book, of torchvision or timm, timm:NAME, path/to/file.py:function, or a saved FILE.cdlib."
+MODEL = (
+    "One that ships trained (plain-16), a name of the book, of torchvision or timm, timm:NAME, path/to/file.py:function, "
+    "or a saved FILE.cdlib."
+)
 WEIGHTS = "Weights: a checkpoint, or a FILE.cdlib of a network cut from this one."
 INPUT = "3x32x32"
 
@@ -43,8 +46,8 @@ def network(
 
     A CdlibError if one of them cannot be had, or something is given twice.
     """
-    if is_saved(model) and (classes is not None or settings or weights is not None):
-        raise CdlibError(f"{model} says itself what its network is: leave out --classes, --option and --weights.")
+    if classes is not None:
+        _check_alone(model, "--classes")
     example = sample(shape, [Path(model), *([weights] if weights else [])])
     return build(model, 10 if classes is None else classes, example, settings, weights), example
 
@@ -82,10 +85,15 @@ def zeros(text: str) -> Tensor:
 def build(model: str, classes: int, example: Tensor, settings: Settings, weights: Path | None = None) -> nn.Module:
     """Load or build a network; one that lets its input channels be chosen gets those of the example.
 
-    A CdlibError if the network or its weights cannot be had.
+    A CdlibError if the network or its weights cannot be had, or one that is whole is given others.
     """
+    for given, what in ((settings, "--option"), (weights, "--weights")):
+        if given:
+            _check_alone(model, what)
     if is_saved(model):
         return cdlib.load(model)
+    if _ships(model):
+        return cdlib.models.trained(model)
     options = _options(settings)
     if "in_channels" in cdlib.models.options(model):
         options.setdefault("in_channels", example.shape[1])
@@ -121,9 +129,24 @@ def is_saved(name: str | Path) -> bool:
     return str(name).endswith(".cdlib")
 
 
+def _ships(name: str) -> bool:
+    return name in cdlib.models.shipped_names()
+
+
+def _check_alone(model: str, option: str) -> None:
+    """Raise a CdlibError if a network is whole, and an option would change it."""
+    if is_saved(model) or _ships(model):
+        raise CdlibError(f"{model} says itself what its network is: leave out {option}.")
+
+
 def has_weights(model: str, weights: Path | None) -> bool:
     """Whether a network's weights can be other than random."""
-    return weights is not None or ".py:" in model or is_saved(model)
+    return weights is not None or ".py:" in model or is_saved(model) or _ships(model)
+
+
+def called(model: str) -> str:
+    """Return what a network is called in cards and reports: no path of this machine."""
+    return Path(model.partition(".py:")[2] or model).stem
 
 
 def status(text: str) -> AbstractContextManager[object]:

@@ -44,6 +44,7 @@ def quantize(
         dataset = cdlib.data.load(data)
     one = dataset.test.input(1)
     network = options.build(model, len(dataset.classes), one, option, weights)
+    card = cdlib.edge.card_for(options.called(model), dataset, network)
     with options.status("finding the ranges"):
         some = dataset.train.sample(min(images, len(dataset.train)), seed)
         small = quantization.static(
@@ -51,7 +52,8 @@ def quantize(
         )
     with options.status(f"writing {output}"):
         if output.suffix == ".onnx":
-            cdlib.edge.export(small, dataset.test.input(min(1000, len(dataset.test))), output)
+            some = dataset.test.input(min(1000, len(dataset.test)))
+            cdlib.edge.export(small, some, output, card=card)
         else:
             cdlib.save(small, output)
     networks = {"before": network, "after": small}

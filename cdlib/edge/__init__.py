@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from cdlib.edge.benchmarking import Arm, Bench, Ratio, bench
 from cdlib.edge.camera import Shot, watch
-from cdlib.edge.deployed import Deployed
+from cdlib.edge.deployed import Deployed, card_for
 from cdlib.edge.device_cards import SIZES, Device, Figure, Roofline, device, devices, roofline, this_machine
 from cdlib.edge.engines import ENGINES
 from cdlib.edge.onnx_files import OPSET, export
@@ -28,6 +28,7 @@ __all__ = [
     "Shot",
     "Simulation",
     "bench",
+    "card_for",
     "device",
     "devices",
     "disturbed",

@@ -7,6 +7,9 @@ from typing import Any
 
 import numpy as np
 
+from torch import nn
+
+from cdlib.data import Dataset
 from cdlib.errors import CdlibError, check_whole
 from cdlib.models import CARD, Card
 from cdlib.text import one_line
@@ -104,6 +107,31 @@ class Deployed:
         shares = np.exp(found - found.max())
         shares /= shares.sum()
         return {self.card.classes[place]: float(shares[place]) for place in np.argsort(-shares)}
+
+
+def card_for(name: str, dataset: Dataset, model: nn.Module | None = None) -> Card:
+    """Return the card of a network of one's own, for `cdlib.edge.export`: what images it takes, and what it says.
+
+    Parameters
+    ----------
+    name : str
+        Of the network.
+    dataset : Dataset
+        What it was trained on: its classes, shape and normalisation go into the card.
+    model : nn.Module, optional
+        The network; if it brought a card of its own, both must say the same normalisation.
+
+    Raises
+    ------
+    CdlibError
+        If they do not.
+    """
+    given: Card | None = getattr(model, CARD, None)
+    mean, std = list(dataset.train.mean), list(dataset.train.std)
+    if given and not np.allclose([given.mean, given.std], [mean, std], atol=0.02):
+        raise CdlibError(f"{name} takes images normalised by {given.mean} and {given.std}, not {mean} and {std}.")
+    source = dataset.name.partition(":")[0]  # of a folder, not its path
+    return Card(name, list(dataset.classes), list(dataset.shape), mean, std, source)
 
 
 def opened(image: Any, mode: str = "RGB") -> Any:

@@ -22,7 +22,7 @@ from torch import nn
 from cdlib import files, models, pruning, quantization, report, train
 from cdlib.complexity import profile
 from cdlib.data import Dataset, Split
-from cdlib.edge import Deployed, Device, export, roofline
+from cdlib.edge import Deployed, Device, card_for, export, roofline
 from cdlib.errors import CdlibError, check_seed, check_share, check_whole
 from cdlib.grouping import find_groups
 from cdlib.study.advice import advise
@@ -133,11 +133,7 @@ class _Ladder:
         if outputs != len(dataset.classes):
             raise CdlibError(f"{name} has {outputs} outputs, but {dataset.name} {len(dataset.classes)} classes.")
         given: models.Card | None = getattr(model, models.CARD, None)
-        mean, std = list(dataset.train.mean), list(dataset.train.std)
-        if given and not np.allclose([given.mean, given.std], [mean, std], atol=0.02):
-            raise CdlibError(f"{name} takes images normalised by {given.mean} and {given.std}, not {mean} and {std}.")
-        source = dataset.name.partition(":")[0]  # of a folder, not its path
-        self.card = models.Card(f"{name}-small", list(dataset.classes), list(dataset.shape), mean, std, source)
+        self.card = card_for(f"{name}-small", dataset, model)
         self.names = {name, *([given.name, given.model] if given else [])}
         self.counted = profile(self.model, self.one)
         self.before = train.evaluate(self.model, dataset.validation).accuracy

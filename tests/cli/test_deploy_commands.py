@@ -49,9 +49,12 @@ def test_compress_ends_with_0_or_with_1_and_the_nearest(weights: Path, tmp_path:
     [
         (("compress", "vgg_mini", *DIGITS, "-o", "out"), "has random weights"),
         (("compress", "plain-16", *DIGITS, "-o", "out", "--device", "raspberry"), "unknown device 'raspberry'"),
-        (("compress", "shipped:plain-16", *DIGITS, "-o", "out"), "cannot take an input"),
-        (("compress", "plain-16", *DIGITS, "-o", "out", "--option", "width=3"), "leave out --weights and --option"),
-        (("compress", "shipped:plain", *DIGITS, "-o", "out"), "unknown trained network 'plain'"),
+        (("compress", "plain-16", *DIGITS, "-o", "out"), "cannot take an input"),
+        (
+            ("compress", "plain-16", *DIGITS, "-o", "out", "--option", "width=3"),
+            "says itself what its network is: leave out --option",
+        ),
+        (("compress", "plain", *DIGITS, "-o", "out"), "unknown model 'plain'"),
         (("compress", "plain-16", "--data", "cifar10-sample", "-o", "/dev/null/out"), "cannot write to /dev/null/out"),
         (("advise", "nothing", *DIGITS), "'nothing'"),
         (("advise", "plain-16", "--data", "cifar10-sample", "--margin", "0"), "margin=0"),
@@ -69,7 +72,7 @@ def test_bad_input_ends_with_2_and_one_line(
 def test_advise_says_its_reasons() -> None:
     said = run("advise", "plain-16", "--data", "cifar10-sample", "--device", "esp32-s3")
     assert said.exit_code == 0 and "Espressif ESP32-S3" in said.stdout and "Recorded for int8" in said.stdout
-    found = json.loads(run("advise", "shipped:plain-16", "--data", "cifar10-sample", "--json").stdout)
+    found = json.loads(run("advise", "plain-16", "--data", "cifar10-sample", "--json").stdout)
     assert found["evidence"][0]["network"] == "plain-16" and found["reasons"]
 
 

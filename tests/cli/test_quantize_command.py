@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import torch
 from typer.testing import CliRunner
 
 import cdlib
-from cdlib import data, models
+from cdlib import data, edge, models
 from cdlib.cli.app import app
 from cdlib.train import Recipe, evaluate, fit
 
@@ -50,6 +51,36 @@ def test_a_runtime_reads_what_ends_in_onnx(trained: Any) -> None:
     session, test = ort.InferenceSession("small.onnx"), data.load("digits").test
     [logits] = session.run(None, {session.get_inputs()[0].name: test.input(len(test)).numpy()})
     assert (logits.argmax(1) == test.labels.numpy()).mean() > evaluate(trained, test).accuracy - 0.02
+
+
+def test_a_network_that_ships_becomes_a_file_that_a_camera_can_use(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("onnxruntime")
+    monkeypatch.chdir(tmp_path)
+    done = run("plain-16", "--data", "cifar10-sample", "-o", "small.onnx", "--json")
+    assert done.exit_code == 0, done.output
+    sample = data.load("cifar10-sample")
+    net, made_by = edge.Deployed("small.onnx"), getattr(models.trained("plain-16"), models.CARD)
+    assert net.card == replace(made_by, record="", accuracy=None, model="", options={}, data="cifar10-sample")
+    right = net.logits(sample.test.input(len(sample.test)).numpy()).argmax(1) == sample.test.labels.numpy()
+    assert right.mean() == pytest.approx(json.loads(done.stdout)["accuracy"]["after"], abs=0.002)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("plain-16", "--data", "digits"), "plain-16 takes images normalised by"),
+        (("plain-16", "--data", "cifar10-sample", "--option", "width=3"), "leave out --option"),
+        (("plain-61", "--data", "cifar10-sample"), "unknown model 'plain-61'"),
+    ],
+)
+def test_a_network_that_ships_is_whole(
+    arguments: tuple[str, ...], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    done = run(*arguments, "-o", "small.onnx")
+    assert done.exit_code == 2 and message in done.stderr and done.stderr.count("\n") == 1
 
 
 @pytest.mark.parametrize(

@@ -146,7 +146,7 @@ def test_the_dense_network_is_trained_once_for_all_that_start_from_it(
     further = run("pruning", prune_and_train, parameters("dense", fine_tune={"epochs": 1}), record_in=tmp_path)
     assert epochs == [0, 1]
     assert further["metrics"]["train_macs"] == 1.5 * first["train_macs"]
-    assert further["metrics"]["train_s"] > first["train_s"]
+    assert further["metrics"]["train_s"] >= first["train_s"] > 0
 
 
 def test_the_sweep_makes_what_is_missing_and_nothing_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

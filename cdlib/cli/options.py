@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
 MODEL = (
-    "One that ships trained (plain-16), a name of the book, of torchvision or timm, timm:NAME, path/to/file.py:function, "
-    "or a saved FILE.cdlib."
+    "One that ships trained (plain-16), a name of the book, of torchvision or timm, timm:NAME, "
+    "path/to/file.py:function, or a saved FILE.cdlib."
 )
 WEIGHTS = "Weights: a checkpoint, or a FILE.cdlib of a network cut from this one."
 INPUT = "3x32x32"

@@ -52,8 +52,8 @@ def quantize(
         )
     with options.status(f"writing {output}"):
         if output.suffix == ".onnx":
-            some = dataset.test.input(min(1000, len(dataset.test)))
-            cdlib.edge.export(small, some, output, card=card)
+            checked = dataset.test.input(min(1000, len(dataset.test)))
+            cdlib.edge.export(small, checked, output, card=card)
         else:
             cdlib.save(small, output)
     networks = {"before": network, "after": small}

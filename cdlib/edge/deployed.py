@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-
 from torch import nn
 
 from cdlib.data import Dataset

@@ -52,7 +52,7 @@ def test_compress_ends_with_0_or_with_1_and_the_nearest(weights: Path, tmp_path:
         (("compress", "plain-16", *DIGITS, "-o", "out"), "cannot take an input"),
         (
             ("compress", "plain-16", *DIGITS, "-o", "out", "--option", "width=3"),
-            "says itself what its network is: leave out --option",
+            "leave out --option",
         ),
         (("compress", "plain", *DIGITS, "-o", "out"), "unknown model 'plain'"),
         (("compress", "plain-16", "--data", "cifar10-sample", "-o", "/dev/null/out"), "cannot write to /dev/null/out"),

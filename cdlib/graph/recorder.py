@@ -13,7 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_mod
 
 from cdlib.graph.inputs import Inputs
 from cdlib.graph.state import drawn
-from cdlib.graph.trees import leaves, map_tensors, tensors
+from cdlib.graph.trees import map_tensors, tensors
 from cdlib.graph.types import Call, Graph, Kind, Op, Value
 from cdlib.torch_state import bytes_held
 
@@ -181,8 +181,14 @@ class Recorder(TorchDispatchMode):
 
     def record(self, func: Any, args: Any, kwargs: Any, result: Any) -> None:
         """Write down that an operator ran."""
-        args, kwargs = map_tensors(self.value, (args, kwargs))
-        read = {leaf.storage: leaf for leaf in leaves((args, kwargs)) if isinstance(leaf, Value)}
+        read: dict[int, Value] = {}
+
+        def reads(t: Tensor) -> Value:
+            value = self.value(t)
+            read[value.storage] = value
+            return value
+
+        args, kwargs = map_tensors(reads, (args, kwargs))
         computed = any(value.kind == "input" or value.storage in self._computed for value in read.values())
         returned = tensors(result)
         if func._schema.is_mutable:

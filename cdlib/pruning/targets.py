@@ -18,7 +18,7 @@ from cdlib.complexity import profile
 from cdlib.errors import CdlibError, check_choice, check_share, check_whole
 from cdlib.grouping import Groups
 from cdlib.pruning.costs import RESOURCES, Meter
-from cdlib.surgery import remove, rewritten
+from cdlib.surgery import cut, rewritten, slices_of
 
 UNITS = "units"
 """Counted beside the `RESOURCES` of the meter: the units of all prunable groups."""
@@ -97,11 +97,10 @@ class Draws:
         the cut network tells how many. A CdlibError if no widths reach the goal; or as `cdlib.remove`.
         """
         reached, draws = self._reach(), len(self._trace)
-        if reached and self._left_in(small := self._cut(draws)) <= self._most:
-            return small
-        self.check()
-        rest = range(draws, len(self._trace))
-        return self._cut(draws + bisect_left(rest, True, key=lambda n: self._left_in(self._cut(n)) <= self._most))
+        if not reached or not self._enough(draws):
+            self.check()
+            draws += bisect_left(range(draws, len(self._trace)), True, key=self._enough)
+        return self._cut(draws, draft=False)
 
     def check(self) -> None:
         """Raise a CdlibError unless the least widths reach the goal; draws all that can be drawn."""
@@ -109,7 +108,7 @@ class Draws:
             pass
         left = self._left()
         if self._goal.resource == "activation_bytes":
-            left = self._left_in(self._cut(len(self._trace)))
+            left = self._left_after(len(self._trace))
         if left > self._most:
             raise self._out_of_reach(left)
 
@@ -131,20 +130,27 @@ class Draws:
             self._trace.append((name, fewer))
         return bool(names)
 
-    def _cut(self, draws: int) -> nn.Module:
+    def _cut(self, draws: int, *, draft: bool) -> nn.Module:
         """The network without what the first draws took off."""
         gone = Counter[str]()
         for name, fewer in self._trace[:draws]:
             gone[name] += fewer
-        return remove(self._model, self._groups, {name: self._order[name][:n] for name, n in gone.items()})
+        drop = {name: self._order[name][:n] for name, n in gone.items()}
+        return cut(self._model, self._groups, slices_of(self._groups, drop), draft=draft)
 
     def _left(self) -> int:
         kept = self._meter.kept
         return sum(kept.values()) if self._goal.resource == UNITS else self._meter.totals[self._goal.resource]
 
-    def _left_in(self, small: nn.Module) -> int:
-        """What is left in a network that was cut now."""
-        if self._goal.resource != "activation_bytes" or not rewritten(small):
+    def _enough(self, draws: int) -> bool:
+        """Whether the first draws reach the goal in the network that they cut."""
+        return self._left_after(draws) <= self._most
+
+    def _left_after(self, draws: int) -> int:
+        if self._goal.resource != "activation_bytes":
+            return self._left()
+        small = self._cut(draws, draft=True)
+        if not rewritten(small):
             return self._left()
         inputs = self._groups.inputs_for(small)
         return profile(small, inputs.args, kwargs=inputs.kwargs, batch_dim=inputs.batch_dim).activation_bytes

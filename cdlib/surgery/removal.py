@@ -88,11 +88,12 @@ def slices_of(groups: Groups, drop: Drop, round_to: int = 1) -> dict[Key, Ids]:
     return {key: np.unique(np.concatenate(parts)) for key, parts in found.items() if sum(map(len, parts))}
 
 
-def cut(model: nn.Module, groups: Groups, slices: Mapping[Key, Ids]) -> nn.Module:
+def cut(model: nn.Module, groups: Groups, slices: Mapping[Key, Ids], *, draft: bool = False) -> nn.Module:
     """Return a copy of a network without some slices, of which it is made sure that it computes what it should.
 
-    `slices` gives the indices that vanish from each dimension of each tensor, as `slices_of` returns them. A CdlibError
-    if what is left does not fit together.
+    `slices` gives the indices that vanish from each dimension of each tensor, as `slices_of` returns them. A `draft` is
+    only to be counted: it is right in inference, and without the code that rewritten modules need for training and for
+    other precisions. A CdlibError if what is left does not fit together.
     """
     small = copied(model)
     if not slices:
@@ -119,7 +120,8 @@ def cut(model: nn.Module, groups: Groups, slices: Mapping[Key, Ids]) -> nn.Modul
         guesses.undo(module)
         small = rewriter.rewrite(small, module, error)
         prediction, args = rewriter.prediction, rewriter.args
-    rewriter.finish(small)
+    if not draft:
+        rewriter.finish(small)
     history.add(small, history.note(model, inputs, slices, rewritten(small), guesses.made))
     return small
 

@@ -2,6 +2,7 @@
 
 from cdlib.study.advice import Advice, advise
 from cdlib.study.baseline import train_and_compress
+from cdlib.study.camera_trials import show_to_camera
 from cdlib.study.compression import compress
 from cdlib.study.controls import above, recounted, uniform_line
 from cdlib.study.few_bits import quantize_network
@@ -29,6 +30,7 @@ __all__ = [
     "recorded",
     "recounted",
     "run",
+    "show_to_camera",
     "summary",
     "sweep",
     "time_arms",

@@ -17,6 +17,7 @@ def plain_cnn(
     widths: Sequence[int] = (16, 64, 64),
     in_channels: int = 3,
     norm_scales: bool = True,
+    relu: bool = False,
 ) -> nn.Module:
     """The plain network that trains fastest: three pairs of 3x3 convolutions behind a layer that whitens (0.13 M).
 
@@ -35,16 +36,19 @@ def plain_cnn(
         Of the images; the first layer makes eight times as many.
     norm_scales : bool, default True
         Whether the norms' scales are trained. The published network keeps them at 1.
+    relu : bool, default False
+        ReLU in place of GELU: runtimes of integers join it to the layer before it, and compute a GELU in float32.
     """
     if len(widths) != 3:
         raise CdlibError(f"widths={widths!r}: give three, one for each pair of convolutions.")
-    layers: list[nn.Module] = [Whitening(in_channels), nn.GELU()]
+    act = nn.ReLU if relu else nn.GELU
+    layers: list[nn.Module] = [Whitening(in_channels), act()]
     inputs = 8 * in_channels
     for width in widths:
         for pool in (nn.MaxPool2d(2), None):
             conv, norm = Dirac(inputs, width, 3, padding=1, bias=False), nn.BatchNorm2d(width, 1e-12, momentum=0.4)
             norm.weight.requires_grad_(norm_scales)
-            layers += [conv, *([pool] if pool else []), norm, nn.GELU()]
+            layers += [conv, *([pool] if pool else []), norm, act()]
             inputs = width
     head = nn.Sequential(nn.Linear(inputs, classes, bias=False), Scaled(1 / 9))
     parts = {"features": nn.Sequential(*layers), "pool": nn.AdaptiveMaxPool2d(1), "flatten": nn.Flatten()}

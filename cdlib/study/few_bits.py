@@ -41,7 +41,8 @@ def quantize_network(parameters: dict[str, Any], seed: int, workdir: Path) -> di
 
         `prune`, for a network that is pruned before: a dict with the `name`, "ranking" or "unstructured", the options
         of that function of `cdlib.pruning`, and the `recipe` of the training that follows. A recipe may `distill` from
-        the network as it ships.
+        the network as it ships. With `options`, of `cdlib.models.build`, its weights go into a network built with these
+        before that: ReLU in place of GELU, for example.
 
         `name`: under which the result is kept, as ``results/networks/NAME.cdlib``.
     seed : int
@@ -105,6 +106,11 @@ def _pruned(model: nn.Module, dataset: data.Dataset, how: dict[str, Any], seed: 
     """A network that is pruned and is to be trained by a recipe."""
     name, recipe = how.pop("name"), Recipe().changed(how.pop("recipe"))
     check_choice("prune", name, ("ranking", "unstructured"))
+    if options := how.pop("options", {}):
+        card: models.Card = getattr(model, models.CARD)
+        other = models.build(card.model, len(card.classes), **card.options, **options)
+        other.load_state_dict(model.state_dict())
+        model = other.to(memory_format=torch.channels_last)
     layers = {path: layer.weight.requires_grad for path, layer in pruning.layers_of(model).items()}
     one = dataset.test.input(1)
     if name == "ranking":

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from torch import nn
 
 import cdlib
 from cdlib import CdlibError, data, models, train
@@ -41,7 +42,10 @@ def test_a_way_is_measured_as_a_file_and_in_a_runtime(name: str, tmp_path: Path)
 @pytest.mark.parametrize(
     ("prune", "way"),
     [
-        ({"name": "ranking", "target": 0.5, "by": "l2", "resource": "macs"}, {"name": "static"}),
+        (
+            {"name": "ranking", "target": 0.5, "by": "l2", "resource": "macs", "options": {"relu": True}},
+            {"name": "static"},
+        ),
         ({"name": "unstructured", "conv": 0.7, "linear": 0.7, "by": "l1"}, {"name": "share", "bits": 3}),
     ],
 )
@@ -57,6 +61,7 @@ def test_a_network_is_pruned_before(
     plan |= {"prune": tuned, "name": "small"}
     found = run("quantization", quantize_network, plan, record_in=tmp_path)["metrics"]
     kept = cdlib.load(tmp_path / "networks" / "small.cdlib")
+    assert any(isinstance(module, nn.GELU) for module in kept.modules()) == ("options" not in prune)
     assert train.evaluate(kept, data.load("cifar10-sample").test).accuracy == found["accuracy"]
     assert 0.3 < found["accuracy"] < whole["accuracy"] + 0.02
     assert found["file_bytes"] < 0.85 * whole["file_bytes"]

@@ -117,6 +117,7 @@ def prepared(
     check_plain(model)
     net = _traced(model)
     folded = _fold(net, norms)
+    _before_pools(net)
     if change is not None:
         change(net)
     modules, calls = dict(net.named_modules()), _calls(net.graph)
@@ -203,6 +204,21 @@ def _fold(net: fx.GraphModule, only: Collection[str] | None) -> list[str]:
     net.delete_all_unused_submodules()
     net.recompile()
     return done
+
+
+def _before_pools(net: fx.GraphModule) -> None:
+    """Move each ReLU before the max pooling it follows, in place: behind a layer, it costs no rounding of its own."""
+    modules = dict(net.named_modules())
+    for node in list(net.graph.nodes):
+        while kind_of(node, modules) in AFTER:
+            pool = node.args[0]
+            if kind_of(pool, modules) not in _POOLS or len(pool.users) > 1:
+                break
+            node.replace_all_uses_with(pool)
+            node.args = (pool.args[0], *node.args[1:])
+            pool.replace_input_with(pool.args[0], node)
+            pool.prepend(node)
+    net.recompile()
 
 
 def _place(net: fx.GraphModule, modules: dict[str, nn.Module], layers: Collection[str]) -> None:

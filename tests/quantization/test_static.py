@@ -161,6 +161,36 @@ def test_a_norm_behind_pooling_is_folded_only_if_its_scales_are_positive(sign: i
     assert (quantized(x) - net(x)).abs().max() < 0.02 * net(x).abs().max()
 
 
+def test_a_relu_behind_pooling_is_done_before_it_and_costs_no_rounding() -> None:
+    torch.manual_seed(0)
+    net = nn.Sequential(
+        *(nn.Conv2d(3, 4, 3), nn.MaxPool2d(2), nn.MaxPool2d(2), nn.BatchNorm2d(4), nn.ReLU()),
+        *(nn.Conv2d(4, 5, 3), nn.AdaptiveMaxPool2d(1), nn.Flatten(), nn.Linear(5, 3)),
+    ).eval()
+    images = torch.randn(8, 3, 20, 20)
+    small = static(net, images)
+    behind = [str(node.args[0]) for node in small.net.graph.nodes if str(node.target).endswith("_rounded")]
+    assert behind == ["input_1", "_4", "_5", "_8"]  # the ReLU, not its convolution or the pooling; the next two layers
+    step = list(small.activations().values())[-1].scale
+    assert (small(images) - net(images)).abs().max() < 4 * step
+
+
+def test_a_relu_behind_pooling_stays_where_the_layer_is_read_elsewhere_too() -> None:
+    class Branched(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.head = nn.Conv2d(3, 4, 3), nn.Linear(324, 3)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            y = self.conv(x)
+            return torch.cat([self.head(F.relu(F.max_pool2d(y, 2)).flatten(1)), y.amin((2, 3))], 1)
+
+    torch.manual_seed(0)
+    net, images = Branched(), torch.randn(8, 3, 20, 20)
+    small, wanted = static(net, images)(images), net(images)
+    assert (wanted[:, 3:] < -0.5).all() and (small - wanted).abs().max() < 0.1
+
+
 def test_what_stays_in_float_is_said() -> None:
     net = models.build("convnext_mini").eval()
     quantized = static(net, numbers(4, 3, 32, 32), keep=["classifier.2"])

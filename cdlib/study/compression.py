@@ -1,8 +1,9 @@
 """From a trained network and images to a checked ONNX file that meets bounds, by the least that has to be done.
 
-The ladder: int8; then cuts by rank, growing, each with training after it and int8 again. The first rung that meets all
-bounds is taken. Size and time follow from shapes, so they are found out before a rung is trained. What each rung gave
-stands in ``work/``, beside the checkpoint of its training: a run that was killed goes on from there.
+The ladder: int8; then cuts by rank, growing, in blocks of channels where that can be, each with training after it and
+int8 again. The first rung that meets all bounds is taken. Size and time follow from shapes, so they are found out
+before a rung is trained. What each rung gave stands in ``work/``, beside the checkpoint of its training: a run that was
+killed goes on from there.
 """
 
 from __future__ import annotations
@@ -10,19 +11,17 @@ from __future__ import annotations
 import json
 import shutil
 import tempfile
-import time
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from torch import nn
 
 from cdlib import files, models, pruning, quantization, report, train
 from cdlib.complexity import profile
 from cdlib.data import Dataset, Split
-from cdlib.edge import Deployed, Device, card_for, export, roofline
+from cdlib.edge import Deployed, Device, bench, card_for, export, roofline
 from cdlib.errors import CdlibError, check_seed, check_share, check_whole
 from cdlib.grouping import find_groups
 from cdlib.study.advice import advise
@@ -33,6 +32,7 @@ from cdlib.torch_state import bytes_of, copied, tensors_of
 AMOUNTS = (0.3, 0.5, 0.7, 0.85)
 CALIBRATION, DRAFT = 512, 16  # images
 MARGIN = 0.01
+BLOCK = 8  # channels that the kernels of runtimes compute together
 
 
 def compress(
@@ -170,8 +170,7 @@ class _Ladder:
             return dict(json.loads(record.read_text(encoding="utf-8")))
         small, trained = self.model, True
         if share:
-            fixed = [path for path, layer in pruning.layers_of(small).items() if not layer.weight.requires_grad]
-            small = pruning.ranking(small, find_groups(small, self.one, keep=fixed), share, resource=resource)
+            small = self._cut(share, resource)
             trained = last or not self._missed(self._shape(small, target, DRAFT))
         if share and trained:
             options: dict[str, Any] = {"checkpoint": self.work / f"{name}.pt", "teacher": self.model}
@@ -185,6 +184,15 @@ class _Ladder:
             file.write(json.dumps(found).encode())
         return found
 
+    def _cut(self, share: float, resource: str) -> nn.Module:
+        """The network without a share; of `BLOCK` channels at a time, if that share can be had so."""
+        fixed = [path for path, layer in pruning.layers_of(self.model).items() if not layer.weight.requires_grad]
+        groups = find_groups(self.model, self.one, keep=fixed)
+        try:
+            return pruning.ranking(self.model, groups, share, resource=resource, round_to=BLOCK)
+        except CdlibError:  # out of reach
+            return pruning.ranking(self.model, groups, share, resource=resource)
+
     def _shape(self, network: nn.Module, target: Path, images: int) -> dict[str, Any]:
         """Write a network's file in int8; return what follows from shapes."""
         some = self.dataset.train.sample(min(images, len(self.dataset.train)), self.seed)
@@ -192,7 +200,12 @@ class _Ladder:
         counted, size = profile(network, self.one), target.stat().st_size
         line = roofline(counted, self.on, "int8", file_bytes=size) if self.on else None
         found = {"params": counted.params, "macs": counted.macs, "file": size, "storage": size}
-        return found | {"time": line.latency_ms if line else _p50(target, self.one), "ram": line and line.ram_bytes}
+        return found | {"time": line.latency_ms if line else self._p50(target), "ram": line and line.ram_bytes}
+
+    def _p50(self, target: Path) -> float:
+        """Milliseconds of a file for an image in onnxruntime on this machine, the median."""
+        made = bench({"it": target}, self.one, engines=["onnxruntime"], runs=50, sustained=0.05, fresh=False)
+        return float(np.median(made.arms["it, onnxruntime"].times))
 
     def _missed(self, found: dict[str, Any]) -> dict[str, float]:
         """By how much of each bound a rung misses it."""
@@ -238,13 +251,3 @@ def _right(file: Path, split: Split) -> np.ndarray:
     net, images = Deployed(file), split.input(len(split))
     found: np.ndarray = np.concatenate([net.logits(part.numpy()).argmax(1) for part in images.split(250)])
     return found == split.labels.numpy()
-
-
-def _p50(file: Path, image: torch.Tensor, runs: int = 50) -> float:
-    """Milliseconds of a file for an image in onnxruntime, the median."""
-    net, taken = Deployed(file), list[float]()
-    for _ in range(report.WARM_UP + runs):
-        start = time.perf_counter()
-        net.logits(image.numpy())
-        taken.append(1e3 * (time.perf_counter() - start))
-    return float(np.median(taken[report.WARM_UP :]))

@@ -63,15 +63,16 @@ def small_enough(int8: dict[str, Any]) -> float:
 def test_the_least_cut_that_meets_the_bounds_is_taken(
     net: nn.Module, int8: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    fitted: list[int] = []
+    fitted: list[nn.Module] = []
     fit = train.fit
-    monkeypatch.setattr(train, "fit", lambda *args, **options: fitted.append(1) or fit(*args, **options))
+    monkeypatch.setattr(train, "fit", lambda *args, **options: fitted.append(args[0]) or fit(*args, **options))
     found = compress(net, DIGITS, tmp_path / "out", max_bytes=small_enough(int8), min_accuracy=0.8, **QUICK)
     assert found["met"] and found["chosen"] == "cut-60"
     first, second, third = found["rungs"]
     assert first["missed"] == {"file": pytest.approx(first["file"] / small_enough(int8) - 1)}
     assert second["accuracy"] is None and "file" in second["missed"] and len(fitted) == 1  # not trained in vain
-    assert third["params"] == pytest.approx(0.4 * first["params"], rel=0.05) and third["resource"] == "params"
+    assert 0.3 * first["params"] < third["params"] <= 0.4 * first["params"] and third["resource"] == "params"
+    assert all(layer.out_channels % 8 == 0 for layer in fitted[0].modules() if isinstance(layer, nn.Conv2d))
     out = sorted(path.name for path in (tmp_path / "out").iterdir())
     assert out == ["network.onnx", "report.html", "report.json", "report.txt"]
     assert json.loads((tmp_path / "out" / "report.json").read_text()) == json.loads(json.dumps(found))

@@ -52,6 +52,7 @@ def time_arms(parameters: dict[str, Any], seed: int, workdir: Path) -> dict[str,
     ----------
     parameters : dict
         `network`, `pruned`, `data`: as for `arms`. `batch`, `threads`, `runs`, `sustained`: as for `cdlib.edge.bench`.
+        `size`, for a network that is not trained: the side to which the images are enlarged.
     seed : int
         Of weights and calibration.
     workdir : Path
@@ -66,6 +67,8 @@ def time_arms(parameters: dict[str, Any], seed: int, workdir: Path) -> dict[str,
         that were trained. `instructions` of the processor, `others`: cores that other processes kept busy.
     """
     dataset = data.load(parameters["data"])
+    if "size" in parameters:
+        dataset = _enlarged(dataset, parameters["size"], max(128, parameters["batch"]))
     nets = arms(parameters["network"], parameters["pruned"], dataset, seed)
     options = {key: parameters[key] for key in ("threads", "runs", "sustained")}
     found = edge.bench(nets, dataset.test.input(parameters["batch"]), **options)
@@ -84,3 +87,14 @@ def time_arms(parameters: dict[str, Any], seed: int, workdir: Path) -> dict[str,
     accuracy = {name: train.evaluate(net, dataset.test).accuracy for name, net in nets.items()} if judged else {}
     facts = {"instructions": report.instructions(), "others": found.others, "busy": found.busy}
     return {"arms": made, "accuracy": accuracy, "fingerprint": dataset.fingerprint, **facts}
+
+
+def _enlarged(dataset: data.Dataset, size: int, count: int) -> data.Dataset:
+    """So many images of each split, enlarged to squares of a size."""
+    parts = []
+    for split in (dataset.train.sample(count), dataset.test.sample(count)):
+        images = torch.nn.functional.interpolate(split.images, (size, size), mode="bilinear")
+        parts.append((images.numpy(), split.labels.numpy()))
+    train_part, test_part = parts
+    statistics = dataset.train.mean, dataset.train.std
+    return data.from_arrays(f"{dataset.name} at {size}", dataset.classes, train_part, test_part, True, statistics)

@@ -5,7 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import torch
 
+from cdlib import edge
 from cdlib.study import run, time_arms
 
 pytest.importorskip("onnxruntime")
@@ -25,3 +27,12 @@ def test_four_arms_of_a_network_that_ships(tmp_path: Path) -> None:
     assert size["dense, onnxruntime"] > 3 * size["int8, onnxruntime"]
     assert made["int8, onnxruntime"]["in_float"] == {} and made["dense, eager"]["peak_bytes"] > 0
     assert found["accuracy"]["dense"] > 0.8 and abs(found["accuracy"]["dense"] - found["accuracy"]["int8"]) < 0.02
+
+
+def test_images_are_enlarged_for_a_network_with_random_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[torch.Size] = []
+    bench = edge.bench
+    monkeypatch.setattr(edge, "bench", lambda nets, x, **options: seen.append(x.shape) or bench(nets, x, **options))
+    plan = {"network": "mobilenet_mini", "pruned": 0.5, "data": "cifar10-sample", "batch": 2, "threads": 1, "size": 48}
+    found = time_arms({**plan, "runs": 2, "sustained": 0.01}, 0, tmp_path)
+    assert seen == [(2, 3, 48, 48)] and found["accuracy"] == {} and len(found["arms"]) == 6

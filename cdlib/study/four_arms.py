@@ -91,10 +91,9 @@ def time_arms(parameters: dict[str, Any], seed: int, workdir: Path) -> dict[str,
 
 def _enlarged(dataset: data.Dataset, size: int, count: int) -> data.Dataset:
     """So many images of each split, enlarged to squares of a size."""
-    parts = []
+    parts: list[Any] = []
     for split in (dataset.train.sample(count), dataset.test.sample(count)):
         images = torch.nn.functional.interpolate(split.images, (size, size), mode="bilinear")
         parts.append((images.numpy(), split.labels.numpy()))
-    train_part, test_part = parts
-    statistics = dataset.train.mean, dataset.train.std
-    return data.from_arrays(f"{dataset.name} at {size}", dataset.classes, train_part, test_part, True, statistics)
+    known = (dataset.train.mean, dataset.train.std)
+    return data.from_arrays(f"{dataset.name} at {size}", dataset.classes, *parts, flips=True, statistics=known)

@@ -96,4 +96,4 @@ def _enlarged(dataset: data.Dataset, size: int, count: int) -> data.Dataset:
         images = torch.nn.functional.interpolate(split.images, (size, size), mode="bilinear")
         parts.append((images.numpy(), split.labels.numpy()))
     known = (dataset.train.mean, dataset.train.std)
-    return data.from_arrays(f"{dataset.name} at {size}", dataset.classes, *parts, flips=True, statistics=known)
+    return data.from_arrays(f"{dataset.name} at {size}", dataset.classes, parts[0], parts[1], True, known)

@@ -101,5 +101,5 @@ def test_the_package_stays_small_enough_to_read() -> None:
     assert new["quantization"] <= 1545
     assert new["edge"] <= 1410
     assert new["lowrank"] + new["distill"] <= 1000
-    assert lines("cdlib/study") <= 2330
-    assert lines("cdlib", "bookbuild") - sum(new.values()) <= 17_850
+    assert lines("cdlib/study") <= 2400
+    assert lines("cdlib", "bookbuild") - sum(new.values()) <= 17_960

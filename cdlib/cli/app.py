@@ -92,6 +92,7 @@ _COMMANDS: dict[typer.Typer, tuple[Callable[..., None], ...]] = {
         deploy.advise,
         deploy.devices,
         study.results,
+        study.repeat,
         study.study,
         camera.camera,
         camera.print_samples,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -35,6 +36,19 @@ def study(
         output.print_json(records)
     else:
         output.say(f"{len(records)} runs are recorded; `cdlib results --experiment pruning` lists them.")
+
+
+def repeat(
+    key: Annotated[str, typer.Argument(help="Of a record, or how it begins; `cdlib results` lists them.")],
+    out: Annotated[Path, typer.Option("-o", "--output", help="Another folder, for the new record.")],
+    as_json: Json = False,
+) -> None:
+    """Make a recorded run again, and set what comes out beside what was recorded.
+
+    Stopped and started again, it goes on. The code is that of now: check out the record's commit for the code of then.
+    """
+    table = cdlib.study.repeat(key, out)
+    output.print_json(table.to_dict("index")) if as_json else output.print_frame(table.reset_index(names="metric"))
 
 
 def results(

@@ -7,6 +7,7 @@ from cdlib.study.compression import compress
 from cdlib.study.controls import above, recounted, uniform_line
 from cdlib.study.few_bits import quantize_network
 from cdlib.study.four_arms import arms, time_arms
+from cdlib.study.repeats import repeat
 from cdlib.study.runs import run
 from cdlib.study.shipped import prune_over_grid, train_network
 from cdlib.study.store import folder, load
@@ -29,6 +30,7 @@ __all__ = [
     "quantized",
     "recorded",
     "recounted",
+    "repeat",
     "run",
     "show_to_camera",
     "summary",

@@ -1,4 +1,4 @@
-"""A recorded run made again elsewhere, to be held against the record: what a reader does who wants to check the book."""
+"""A recorded run made again elsewhere and held against the record: what a reader does who wants to check the book."""
 
 from __future__ import annotations
 

@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from cdlib.edge.onnx_files import export
+from cdlib.edge.exporting import export
 from cdlib.errors import CdlibError, check_choice
 from cdlib.text import one_line
 

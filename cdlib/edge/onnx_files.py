@@ -2,12 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
-import logging
-import tempfile
-import warnings
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,142 +9,37 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from cdlib import files
-from cdlib.errors import CdlibError
 from cdlib.models import CARD, Card
 from cdlib.quantization import Quantized, QuantizedLayer, QuantizedSum, Quantizer
-from cdlib.report import instructions
-from cdlib.text import one_line
-from cdlib.torch_state import check_module, copied
-from cdlib.train import evaluating
+from cdlib.torch_state import copied
 
 OPSET = 21
-TOLERANCE = 1e-3
-"""How far the outputs of a float32 file may be from the network's, as a share of the largest."""
 
 
-def export(
-    model: nn.Module, images: Tensor, path: str | Path, *, card: Card | None = None, tolerance: float = TOLERANCE
-) -> float:
-    """Write a network as an ONNX file of any batch size, and keep it only if onnxruntime computes the same.
-
-    A quantized network becomes one of integers: weights and biases lie in the file as such, and what passes between
-    layers goes through QuantizeLinear and DequantizeLinear, which runtimes replace by integer kernels.
-
-    Parameters
-    ----------
-    model : nn.Module
-        Float32, or quantized by `cdlib.quantization`; `torch.export` must be able to trace it.
-    images : Tensor [n, ...]
-        At least two, on which both are compared.
-    path : str or Path
-        Of the file; one that is there is replaced.
-    card : cdlib.models.Card, optional
-        What the network takes and says. It goes into the file's metadata, where `cdlib.edge.Deployed` reads it.
-    tolerance : float, default 1e-3
-        For a float network, of the largest difference divided by the largest output. A quantized one must give the same
-        class for 99.9 % of the images, not counting those whose two best classes are within two steps.
-
-    Returns
-    -------
-    float
-        The largest difference of outputs; for a quantized network in steps of its last quantizer.
-
-    Raises
-    ------
-    CdlibError
-        If onnx, onnxscript or onnxruntime is not installed, the network cannot be exported or does not fit its card, or
-        computes something else there: on a CPU without VNNI, sums of 8-bit weights may saturate, and 7 bits are the
-        cure. Then nothing is written.
-    """
-    try:
-        import onnxruntime
-        import onnxscript  # noqa: F401
-    except ImportError as error:
-        raise CdlibError(f"{error.name} is not installed: pip install onnx onnxscript onnxruntime.") from error
-    if not isinstance(images, Tensor) or images.dim() < 2 or len(images) < 2:
-        raise CdlibError("give at least two images, [n, channels, ...], to compare the file and the network on.")
-    target = Path(path).expanduser()
-    if not target.parent.is_dir():
-        raise CdlibError(f"there is no folder {target.parent}: give the path of a file in a folder that exists.")
-    check_module(model)
-    with tempfile.TemporaryDirectory() as folder:
-        file = Path(folder) / "network.onnx"
-        _write(_stored(model) if isinstance(model, Quantized) else model, images[:2], file, card)
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads, options.log_severity_level = torch.get_num_threads(), 3
-        session = onnxruntime.InferenceSession(file, options, providers=["CPUExecutionProvider"])
-        name = session.get_inputs()[0].name
-        found = np.concatenate([session.run(None, {name: part.numpy()})[0] for part in images.split(100)])
-        with evaluating(model):
-            wanted = torch.cat([model(part) for part in images.split(100)]).numpy()
-        if card is not None and ([*images.shape[1:]], wanted.shape[1:]) != (card.shape, (len(card.classes),)):
-            raise CdlibError(
-                f"the card says {card.shape} and {len(card.classes)} classes, but the network takes "
-                f"{[*images.shape[1:]]} and gives {[*wanted.shape[1:]]} numbers."
-            )
-        difference = float(np.abs(found - wanted).max())
-        if isinstance(model, Quantized):
-            step = float(list(model.activations().values())[-1].scale)
-            difference /= step
-            margin = np.diff(np.sort(wanted, 1)[:, -2:], axis=1)[:, 0]
-            same = float(((found.argmax(1) == wanted.argmax(1)) | (margin <= 2 * step)).mean())
-            if same < 0.999:
-                raise CdlibError(
-                    f"onnxruntime agrees with the network on {100 * same:.2f} % of {len(images)} images only{_why()}."
-                )
-        elif difference > tolerance * np.abs(wanted).max():
-            raise CdlibError(f"onnxruntime's outputs differ from the network's by {difference:.3g}: not written.")
-        content = file.read_bytes()
-    with files.atomic(target) as out:
-        out.write(content)
-    return difference
+def write(model: nn.Module, images: Tensor, file: Path, card: Card | None) -> None:
+    """Write a network, traced with two images or more, as a file that takes any number; what PyTorch raises, it raises."""
+    shapes = ({0: torch.export.Dim("n")},)
+    traced = _stored(model) if isinstance(model, Quantized) else model
+    program: Any = torch.onnx.export(
+        traced, (images,), dynamo=True, opset_version=OPSET, dynamic_shapes=shapes, verbose=False
+    )
+    graph = program.model.graph
+    for part in (graph, *graph, *graph.inputs, *graph.initializers.values(), *(v for n in graph for v in n.outputs)):
+        part.metadata_props.clear()  # of every operator its source, with the paths of this machine
+    if card is not None:
+        program.model.metadata_props[CARD] = card.text()
+    program.save(file)
 
 
-def _why() -> str:
-    """What may be the reason for another result, by what the CPU can do."""
-    if {"avx_vnni", "avx512_vnni", "amx_int8", "asimddp"} & {*(instructions() or ())}:
-        return ""
-    return ": this CPU has no VNNI, and sums of products of 8 bits may saturate; quantize with bits=7"
+def outputs(file: Path, images: Tensor) -> np.ndarray:
+    """Return what onnxruntime computes for images [n, ...], with as many threads as PyTorch."""
+    import onnxruntime
 
-
-def _write(model: nn.Module, images: Tensor, file: Path, card: Card | None) -> None:
-    try:
-        with warnings.catch_warnings(), evaluating(model), _silence():
-            warnings.simplefilter("ignore")
-            shapes = ({0: torch.export.Dim("n")},)
-            program: Any = torch.onnx.export(
-                model, (images,), dynamo=True, opset_version=OPSET, dynamic_shapes=shapes, verbose=False
-            )
-            graph = program.model.graph
-            for part in (
-                graph,
-                *graph,
-                *graph.inputs,
-                *graph.initializers.values(),
-                *(v for n in graph for v in n.outputs),
-            ):
-                part.metadata_props.clear()  # of every operator its source, with the paths of this machine
-            if card is not None:
-                program.model.metadata_props[CARD] = card.text()
-            program.save(file)
-    except Exception as error:
-        cause: BaseException = error
-        while cause.__cause__ is not None:  # PyTorch wraps what is wrong in advice of many lines
-            cause = cause.__cause__
-        raise CdlibError(f"{type(model).__name__} cannot be exported to ONNX: {one_line(cause)}.") from error
-
-
-@contextlib.contextmanager
-def _silence() -> Iterator[None]:
-    """Keep PyTorch from printing whole graphs and advice where an export fails."""
-    before = logging.root.manager.disable
-    logging.disable(logging.CRITICAL)
-    try:
-        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
-            yield
-    finally:
-        logging.disable(before)
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads, options.log_severity_level = torch.get_num_threads(), 3
+    session = onnxruntime.InferenceSession(file, options, providers=["CPUExecutionProvider"])
+    name = session.get_inputs()[0].name
+    return np.concatenate([session.run(None, {name: part.numpy()})[0] for part in images.split(100)])
 
 
 def _stored(model: Quantized) -> nn.Module:

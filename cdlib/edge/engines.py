@@ -1,4 +1,4 @@
-"""What runs a network: PyTorch as it is or compiled, and onnxruntime. Each becomes a call without arguments.
+"""What runs a network: PyTorch as it is or compiled, onnxruntime, ExecuTorch. Each becomes a call without arguments.
 
 Run as a program, this module is the fresh process in which a cold start and the peak of memory are measured.
 """
@@ -6,6 +6,7 @@ Run as a program, this module is the fresh process in which a cold start and the
 from __future__ import annotations
 
 import contextlib
+import importlib
 import json
 import os
 import shutil
@@ -16,17 +17,19 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from cdlib.edge import pte_files
 from cdlib.edge.exporting import export
 from cdlib.errors import CdlibError, check_choice
 from cdlib.text import one_line
 
-ENGINES = ("eager", "compile", "onnxruntime")
+ENGINES = ("eager", "compile", "onnxruntime", "executorch")
 _PRODUCTS = {"Conv", "FusedConv", "ConvTranspose", "Gemm", "FusedGemm", "MatMul", "FusedMatMul"}
 
 
@@ -53,13 +56,13 @@ def running(network: nn.Module | Path, engine: str, images: Tensor, threads: int
     Parameters
     ----------
     network : nn.Module or path
-        A path is that of an ONNX file, which onnxruntime alone runs; a module is exported for it.
+        A path is that of a file, which `runner` says what alone runs; a module is exported for it.
     engine : str
         One of `ENGINES`.
     images : Tensor [n, ...]
         What it is called with, as one batch.
     threads : int
-        Of onnxruntime; PyTorch has its own setting (`cdlib.report.threads`).
+        Of onnxruntime and ExecuTorch; PyTorch has its own setting (`cdlib.report.threads`).
     folder : path
         For files made on the way.
 
@@ -71,19 +74,29 @@ def running(network: nn.Module | Path, engine: str, images: Tensor, threads: int
     check_choice("engine", engine, ENGINES)
     if isinstance(network, nn.Module):
         model = network.eval()
-        if engine != "onnxruntime":
+        if engine in ("eager", "compile"):
             file = folder / "network.pt"
             with contextlib.suppress(Exception):  # a class of a notebook cannot be pickled: then nothing is cold
                 torch.save(model, file)
             return Running(engine, file, _torch(model, engine, images))
-        network = folder / "network.onnx"
+        network = folder / ("network.pte" if engine == "executorch" else "network.onnx")
         two = images if len(images) > 1 else torch.cat([images, images])
-        export(model, two, network)
-    if engine != "onnxruntime":
-        raise CdlibError(f"{network} is an ONNX file, which {engine} does not run: give the module, or onnxruntime.")
-    session, operators = _session(Path(network), threads, folder)
+        export(model, two, network, batch=len(images))
+    network = Path(network)
+    if engine != runner(network):
+        raise CdlibError(f"{network}: {engine} does not run such a file; give the module, or {runner(network)}.")
+    if engine == "executorch":
+        run, whole = pte_files.loaded(network, threads), images.contiguous()
+        run(whole)
+        return Running(engine, network, lambda: run(whole))
+    session, operators = _session(network, threads, folder)
     given, array = session.get_inputs()[0].name, images.numpy()
-    return Running(engine, Path(network), lambda: session.run(None, {given: array}), operators)
+    return Running(engine, network, lambda: session.run(None, {given: array}), operators)
+
+
+def runner(file: Path) -> str:
+    """The engine that a file is for."""
+    return "executorch" if file.suffix == ".pte" else "onnxruntime"
 
 
 @contextlib.contextmanager
@@ -177,19 +190,18 @@ def _fresh(engine: str, file: str, pictures: str, count: str) -> None:
     """What the fresh process does."""
     torch.set_num_threads(int(count))
     images = torch.load(pictures)
-    if engine == "onnxruntime":
-        import onnx  # noqa: F401
-        import onnxruntime  # noqa: F401
+    for package in {"onnxruntime": ["onnx", "onnxruntime"], "executorch": ["executorch.runtime"]}.get(engine, []):
+        importlib.import_module(package)
     with contextlib.suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5")  # the most starts anew
     before, start = _resident()["now"], time.perf_counter()
     if engine == "onnxruntime":
         session, _ = _session(Path(file), int(count))
-        given = session.get_inputs()[0].name
+        call: Callable[[], object] = partial(session.run, None, {session.get_inputs()[0].name: images.numpy()})
         loaded = time.perf_counter()
-
-        def call() -> object:
-            return session.run(None, {given: images.numpy()})
+    elif engine == "executorch":
+        call = partial(pte_files.loaded(Path(file), int(count)), images)
+        loaded = time.perf_counter()
     else:
         model = torch.load(file, weights_only=False)
         loaded = time.perf_counter()

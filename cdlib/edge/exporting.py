@@ -10,6 +10,7 @@ import tempfile
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -50,10 +51,10 @@ def export(
     images : Tensor [n, ...]
         At least two, on which both are compared.
     path : str or Path
-        Of the file; one that is there is replaced. A name that ends in ``.pte`` makes a program of ExecuTorch, lowered to
+        Of the file; one that is there is replaced. A name that ends in ``.pte`` makes a program of ExecuTorch for
         XNNPACK's kernels (``pip install executorch``); any other an ONNX file, which takes batches of any size.
     card : cdlib.models.Card, optional
-        What the network takes and says. It goes into the metadata of an ONNX file, where `cdlib.edge.Deployed` reads it.
+        What the network takes and says. It goes into an ONNX file's metadata, where `cdlib.edge.Deployed` reads it.
     tolerance : float, default 1e-3
         For a float network, of the largest difference divided by the largest output. A quantized one must give the same
         class for 99.9 % of the images, not counting those whose two best classes are within two steps.
@@ -68,34 +69,28 @@ def export(
     Raises
     ------
     CdlibError
-        If onnx, onnxscript and onnxruntime, or executorch, are not installed, the network cannot be exported or does not
-        fit its card, a ``.pte`` is to hold a card, or the file computes something else: on a CPU without VNNI, sums of
-        8-bit weights may saturate in onnxruntime, and 7 bits are the cure. Then nothing is written.
+        If onnx, onnxscript and onnxruntime, or executorch, are not installed, the network cannot be exported or does
+        not fit its card, a ``.pte`` is to hold a card, or the file computes something else: on a CPU without VNNI, sums
+        of 8-bit weights may saturate in onnxruntime, and 7 bits are the cure. Then nothing is written.
     """
     target = Path(path).expanduser()
-    to_pte = target.suffix == ".pte"
-    needed = ("executorch",) if to_pte else ("onnx", "onnxscript", "onnxruntime")
+    form: Any = pte_files if target.suffix == ".pte" else onnx_files
     try:
-        for package in needed:
+        for package in form.NEEDS:
             importlib.import_module(package)
     except ImportError as error:
-        raise CdlibError(f"{error.name} is not installed: pip install {' '.join(needed)}.") from error
+        raise CdlibError(f"{error.name} is not installed: pip install {' '.join(form.NEEDS)}.") from error
     check_whole("batch", batch, 1)
     if not isinstance(images, Tensor) or images.dim() < 2 or len(images) < 2:
         raise CdlibError("give at least two images, [n, channels, ...], to compare the file and the network on.")
-    if to_pte and card is not None:
-        raise CdlibError(f"{target.name}: a .pte has no room for a card; leave the card out, or write an .onnx.")
     if not target.parent.is_dir():
         raise CdlibError(f"there is no folder {target.parent}: give the path of a file in a folder that exists.")
     check_module(model)
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / f"network{target.suffix}"
-        with _one_line(model, "ExecuTorch" if to_pte else "ONNX"):
-            if to_pte:
-                pte_files.write(model, torch.cat([images] * -(-batch // len(images)))[:batch], file)
-            else:
-                onnx_files.write(model, images[:2], file, card)
-        found = pte_files.outputs(file, images, batch) if to_pte else onnx_files.outputs(file, images)
+        with _one_line(model, form.FORM):
+            form.write(model, images, file, card, batch)
+        found = form.outputs(file, images, batch)
         with evaluating(model):
             wanted = torch.cat([model(part) for part in images.split(100)]).numpy()
         if card is not None and ([*images.shape[1:]], wanted.shape[1:]) != (card.shape, (len(card.classes),)):
@@ -103,7 +98,7 @@ def export(
                 f"the card says {card.shape} and {len(card.classes)} classes, but the network takes "
                 f"{[*images.shape[1:]]} and gives {[*wanted.shape[1:]]} numbers."
             )
-        difference = _compared(model, found, wanted, tolerance, "ExecuTorch" if to_pte else "onnxruntime")
+        difference = _compared(model, found, wanted, tolerance, form.RUNTIME)
         content = file.read_bytes()
     with files.atomic(target) as out:
         out.write(content)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,14 +15,15 @@ from cdlib.quantization import Quantized, QuantizedLayer, QuantizedSum, Quantize
 from cdlib.torch_state import copied
 
 OPSET = 21
+FORM, RUNTIME, NEEDS = "ONNX", "onnxruntime", ("onnx", "onnxscript", "onnxruntime")
 
 
-def write(model: nn.Module, images: Tensor, file: Path, card: Card | None) -> None:
-    """Write a network, traced with two images or more, as a file that takes any number; what PyTorch raises, it raises."""
+def write(model: nn.Module, images: Tensor, file: Path, card: Card | None, batch: int) -> None:
+    """Write a network as a file that takes any number of images, not `batch` alone; PyTorch's errors pass."""
     shapes = ({0: torch.export.Dim("n")},)
-    traced = _stored(model) if isinstance(model, Quantized) else model
+    traced = stored(model, _Stored, _Rounded) if isinstance(model, Quantized) else model
     program: Any = torch.onnx.export(
-        traced, (images,), dynamo=True, opset_version=OPSET, dynamic_shapes=shapes, verbose=False
+        traced, (images[:2],), dynamo=True, opset_version=OPSET, dynamic_shapes=shapes, verbose=False
     )
     graph = program.model.graph
     for part in (graph, *graph, *graph.inputs, *graph.initializers.values(), *(v for n in graph for v in n.outputs)):
@@ -31,7 +33,7 @@ def write(model: nn.Module, images: Tensor, file: Path, card: Card | None) -> No
     program.save(file)
 
 
-def outputs(file: Path, images: Tensor) -> np.ndarray:
+def outputs(file: Path, images: Tensor, batch: int) -> np.ndarray:
     """Return what onnxruntime computes for images [n, ...], with as many threads as PyTorch."""
     import onnxruntime
 
@@ -42,14 +44,13 @@ def outputs(file: Path, images: Tensor) -> np.ndarray:
     return np.concatenate([session.run(None, {name: part.numpy()})[0] for part in images.split(100)])
 
 
-def _stored(model: Quantized) -> nn.Module:
-    """Return the network with operators of ONNX in place of quantizers and quantized layers."""
+def stored(model: Quantized, layer: Callable[..., nn.Module], rounded: Callable[..., nn.Module]) -> nn.Module:
+    """Return a copy of the network with what `layer` and `rounded` make of quantized layers and quantizers."""
     network = copied(model)
-    layers, activations = network.layers(), network.activations()
-    for name, layer in layers.items():
-        network.net.set_submodule(name, _Stored(layer))
-    for name, quantizer in activations.items():
-        network.net.set_submodule(name, _Rounded(quantizer))
+    for name, quantized in network.layers().items():
+        network.net.set_submodule(name, layer(quantized))
+    for name, quantizer in network.activations().items():
+        network.net.set_submodule(name, rounded(quantizer))
     for module in network.modules():
         if isinstance(module, QuantizedSum):
             module.neighbours = ()  # a plain sum

@@ -1,4 +1,4 @@
-"""Networks as programs of ExecuTorch (.pte) that run on XNNPACK's kernels: float32, or integers of 8 bits."""
+"""Networks as programs of ExecuTorch (.pte) for XNNPACK's kernels: float32, or integers of 8 bits."""
 
 from __future__ import annotations
 
@@ -11,26 +11,38 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from cdlib.edge.onnx_files import stored
 from cdlib.errors import CdlibError
-from cdlib.quantization import Quantized, QuantizedLayer, QuantizedSum, Quantizer
+from cdlib.models import Card
+from cdlib.quantization import Quantized, QuantizedLayer, Quantizer
 from cdlib.text import one_line
 from cdlib.torch_state import copied
 
+FORM, RUNTIME, NEEDS = "ExecuTorch", "ExecuTorch", ("executorch",)
 
-def write(model: nn.Module, images: Tensor, file: Path) -> None:
-    """Write a network as a program for so many images; what PyTorch and ExecuTorch raise, it raises."""
+
+def write(model: nn.Module, images: Tensor, file: Path, card: Card | None, batch: int) -> None:
+    """Write a network as a program for so many images at a time; errors of PyTorch and ExecuTorch pass."""
     from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
     from executorch.exir import to_edge_transform_and_lower
 
-    network = copied(model).to(memory_format=torch.contiguous_format).eval()  # ExecuTorch takes no other
-    if isinstance(network, Quantized):
-        network = _stored(network)
+    if card is not None:
+        raise CdlibError("a .pte has no room for a card: leave it out, or write an .onnx")
+    network = stored(model, _Stored, _Rounded) if isinstance(model, Quantized) else copied(model).eval()
+    network.to(memory_format=torch.contiguous_format)  # ExecuTorch takes no other
     for name, module in list(network.named_modules()):
         if isinstance(module, nn.AdaptiveMaxPool2d) and not module.return_indices:
             network.set_submodule(name, _Largest(module.output_size))
-    traced = torch.export.export(network, (images.contiguous(),), strict=False)
+    traced = torch.export.export(network, (images[torch.arange(batch) % len(images)].contiguous(),), strict=False)
     lowered = to_edge_transform_and_lower(traced, partitioner=[XnnpackPartitioner()]).to_executorch()
     file.write_bytes(lowered.buffer)
+
+
+def outputs(file: Path, images: Tensor, batch: int) -> np.ndarray:
+    """Return what ExecuTorch computes for images [n, ...], with as many threads as PyTorch."""
+    run, many = loaded(file, torch.get_num_threads()), len(images)
+    places = torch.arange(-(-many // batch) * batch) % many  # the last batch is filled up with the first images
+    return torch.cat([run(images[part].contiguous()) for part in places.split(batch)])[:many].numpy()
 
 
 def loaded(file: Path, threads: int) -> Callable[[Tensor], Tensor]:
@@ -39,55 +51,42 @@ def loaded(file: Path, threads: int) -> Callable[[Tensor], Tensor]:
     Raises
     ------
     CdlibError
-        If executorch is not installed, or the file is no program.
+        If executorch is not installed, or the file is no program; by the function, for a batch of another shape.
     """
     try:
         from executorch.extension.pybindings import portable_lib
         from executorch.runtime import Runtime
     except ImportError as error:
         raise CdlibError("executorch is not installed: pip install executorch.") from error
-    portable_lib._unsafe_reset_threadpool(threads)
+    if portable_lib._threadpool_get_thread_count() != threads:
+        portable_lib._unsafe_reset_threadpool(threads)
     try:
         method = Runtime.get().load_program(file).load_method("forward")
     except Exception as error:
         raise CdlibError(f"{file} is not a network that ExecuTorch can run: {one_line(error)}.") from error
-    return lambda images: method.execute([images])[0]
 
+    def run(images: Tensor) -> Tensor:
+        try:
+            return method.execute([images])[0]
+        except RuntimeError as error:
+            shape = list(method.metadata.input_tensor_meta(0).sizes())
+            raise CdlibError(f"{file} takes {shape}, not {list(images.shape)}: write it with another batch.") from error
 
-def outputs(file: Path, images: Tensor, batch: int) -> np.ndarray:
-    """Return what ExecuTorch computes for images [n, ...], `batch` at a time, with as many threads as PyTorch."""
-    run, many = loaded(file, torch.get_num_threads()), len(images)
-    rounds = torch.arange(-(-many // batch) * batch) % many  # the last batch is filled up with the first images
-    return torch.cat([run(images[rows].contiguous()) for rows in rounds.split(batch)])[:many].numpy()
+    return run
 
 
 class _Largest(nn.Module):
-    """Adaptive max pooling as plain one, for which there are kernels; both are the same where sizes divide."""
+    """Adaptive max pooling as a plain one, for which there are kernels, where the sizes divide."""
 
     def __init__(self, size: Any) -> None:
         super().__init__()
         self.size = size if isinstance(size, tuple) else (size, size)
 
     def forward(self, x: Tensor) -> Tensor:
-        made = [given or now for given, now in zip(self.size, x.shape[-2:], strict=True)]
-        if any(now % given for given, now in zip(made, x.shape[-2:], strict=True)):
-            return F.adaptive_max_pool2d(x, made)
-        return F.max_pool2d(x, [now // given for given, now in zip(made, x.shape[-2:], strict=True)])
-
-
-def _stored(network: Quantized) -> nn.Module:
-    """Return the network, changed in place, with operators of torch.export in place of quantizers."""
-    import torch.ao.quantization.fx._decomposed  # noqa: F401 - which registers them
-
-    layers, activations = network.layers(), network.activations()
-    for name, layer in layers.items():
-        network.net.set_submodule(name, _Stored(layer))
-    for name, quantizer in activations.items():
-        network.net.set_submodule(name, _Rounded(quantizer))
-    for module in network.modules():
-        if isinstance(module, QuantizedSum):
-            module.neighbours = ()  # a plain sum
-    return network.net
+        pairs = [(now, wanted or now) for now, wanted in zip(x.shape[-2:], self.size, strict=True)]
+        if any(now % wanted for now, wanted in pairs):
+            return F.adaptive_max_pool2d(x, self.size)
+        return F.max_pool2d(x, [now // wanted for now, wanted in pairs])
 
 
 class _Rounded(nn.Module):
@@ -108,16 +107,18 @@ class _Stored(nn.Module):
 
     def __init__(self, quantized: QuantizedLayer) -> None:
         super().__init__()
-        whole, scale = quantized.integers(), quantized.weights.scale
-        self.layer = quantized.layer
+        whole, self.layer = quantized.integers(), quantized.layer
+        scale = quantized.weights.scale.expand(len(whole["weight"])).clone()
         self.register_buffer("whole", whole["weight"].to(torch.int8))
-        self.register_buffer("scale", scale.expand(len(whole["weight"])).clone())
-        self.register_buffer("zero", torch.zeros(len(whole["weight"]), dtype=torch.int64))
+        self.register_buffer("scale", scale)
+        self.register_buffer("zero", torch.zeros_like(scale, dtype=torch.int64))
         if "bias" in whole:
             self.layer.bias = nn.Parameter((whole["bias"] * quantized.product_scale()).float())
+        linear = isinstance(self.layer, nn.Linear)  # which ExecuTorch gets wrong behind a reshape of rounded numbers
+        self.again = _Rounded(quantized.neighbours[0]) if linear else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
         given = (self.whole, self.scale, self.zero, 0, -127, 127, torch.int8)
         weight = torch.ops.quantized_decomposed.dequantize_per_channel(*given)
-        out: Tensor = torch.func.functional_call(self.layer, {"weight": weight}, (x,))
+        out: Tensor = torch.func.functional_call(self.layer, {"weight": weight}, (self.again(x),))
         return out

@@ -7,8 +7,7 @@ from cdlib.edge.camera import Shot, watch
 from cdlib.edge.deployed import Deployed
 from cdlib.edge.device_cards import SIZES, Device, Figure, Roofline, device, devices, roofline, this_machine
 from cdlib.edge.engines import ENGINES
-from cdlib.edge.exporting import export
-from cdlib.edge.onnx_files import OPSET
+from cdlib.edge.onnx_files import OPSET, export
 from cdlib.edge.power_meter import Energy, energy
 from cdlib.edge.printed import print_samples
 from cdlib.edge.shift import STEPS, Simulation, disturbed, simulate

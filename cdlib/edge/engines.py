@@ -25,7 +25,7 @@ import torch
 from torch import Tensor, nn
 
 from cdlib.edge import pte_files
-from cdlib.edge.exporting import export
+from cdlib.edge.onnx_files import export
 from cdlib.errors import CdlibError, check_choice
 from cdlib.text import one_line
 
@@ -85,13 +85,8 @@ def running(network: nn.Module | Path, engine: str, images: Tensor, threads: int
     network = Path(network)
     if engine != runner(network):
         raise CdlibError(f"{network}: {engine} does not run such a file; give the module, or {runner(network)}.")
-    if engine == "executorch":
-        run, whole = pte_files.loaded(network, threads), images.contiguous()
-        run(whole)
-        return Running(engine, network, lambda: run(whole))
-    session, operators = _session(network, threads, folder)
-    given, array = session.get_inputs()[0].name, images.numpy()
-    return Running(engine, network, lambda: session.run(None, {given: array}), operators)
+    call, operators = _opened(network, images, threads, folder)
+    return Running(engine, network, call, operators)
 
 
 def runner(file: Path) -> str:
@@ -155,7 +150,11 @@ def _torch(model: nn.Module, engine: str, images: Tensor) -> Callable[[], object
     return call
 
 
-def _session(file: Path, threads: int, folder: Path | None = None) -> tuple[Any, dict[str, int]]:
+def _opened(
+    file: Path, images: Tensor, threads: int, folder: Path | None = None
+) -> tuple[Callable[[], object], dict[str, int]]:
+    if runner(file) == "executorch":
+        return partial(pte_files.loaded(file, threads), images.contiguous()), {}
     try:
         import onnx
         import onnxruntime
@@ -170,7 +169,8 @@ def _session(file: Path, threads: int, folder: Path | None = None) -> tuple[Any,
     except Exception as error:
         raise CdlibError(f"{file} is not a network that onnxruntime can run: {one_line(error)}.") from error
     kinds = (n.op_type for n in onnx.load(folder / "optimized.onnx").graph.node) if folder else ()
-    return session, dict(Counter(kinds).most_common())
+    given = {session.get_inputs()[0].name: images.numpy()}
+    return partial(session.run, None, given), dict(Counter(kinds).most_common())
 
 
 def _resident() -> dict[str, int]:
@@ -195,12 +195,8 @@ def _fresh(engine: str, file: str, pictures: str, count: str) -> None:
     with contextlib.suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5")  # the most starts anew
     before, start = _resident()["now"], time.perf_counter()
-    if engine == "onnxruntime":
-        session, _ = _session(Path(file), int(count))
-        call: Callable[[], object] = partial(session.run, None, {session.get_inputs()[0].name: images.numpy()})
-        loaded = time.perf_counter()
-    elif engine == "executorch":
-        call = partial(pte_files.loaded(Path(file), int(count)), images)
+    if engine in ("onnxruntime", "executorch"):
+        call, _ = _opened(Path(file), images, int(count))
         loaded = time.perf_counter()
     else:
         model = torch.load(file, weights_only=False)

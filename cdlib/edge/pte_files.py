@@ -4,35 +4,28 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from cdlib.edge.onnx_files import stored
 from cdlib.errors import CdlibError
-from cdlib.models import Card
-from cdlib.quantization import Quantized, QuantizedLayer, Quantizer
+from cdlib.quantization import Quantized, QuantizedLayer, QuantizedSum, Quantizer
 from cdlib.text import one_line
 from cdlib.torch_state import copied
 
-FORM, RUNTIME, NEEDS = "ExecuTorch", "ExecuTorch", ("executorch",)
 
-
-def write(model: nn.Module, images: Tensor, file: Path, card: Card | None, batch: int) -> None:
+def write(model: nn.Module, images: Tensor, file: Path, batch: int) -> None:
     """Write a network as a program for so many images at a time; errors of PyTorch and ExecuTorch pass."""
     from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
     from executorch.exir import to_edge_transform_and_lower
 
-    if card is not None:
-        raise CdlibError("a .pte has no room for a card: leave it out, or write an .onnx")
     network = stored(model, _Stored, _Rounded) if isinstance(model, Quantized) else copied(model).eval()
     network.to(memory_format=torch.contiguous_format)  # ExecuTorch takes no other
     for name, module in list(network.named_modules()):
-        if isinstance(module, nn.AdaptiveMaxPool2d) and not module.return_indices:
-            network.set_submodule(name, _Largest(module.output_size))
+        if isinstance(module, nn.AdaptiveMaxPool2d) and module.output_size in (1, (1, 1)) and not module.return_indices:
+            network.set_submodule(name, _Largest())
     traced = torch.export.export(network, (images[torch.arange(batch) % len(images)].contiguous(),), strict=False)
     lowered = to_edge_transform_and_lower(traced, partitioner=[XnnpackPartitioner()]).to_executorch()
     file.write_bytes(lowered.buffer)
@@ -46,13 +39,7 @@ def outputs(file: Path, images: Tensor, batch: int) -> np.ndarray:
 
 
 def loaded(file: Path, threads: int) -> Callable[[Tensor], Tensor]:
-    """Return a program as a function of a batch of images; the number of threads is one for all programs.
-
-    Raises
-    ------
-    CdlibError
-        If executorch is not installed, or the file is no program; by the function, for a batch of another shape.
-    """
+    """Return a program as a function of a batch of images; the number of threads is one for all programs."""
     try:
         from executorch.extension.pybindings import portable_lib
         from executorch.runtime import Runtime
@@ -75,18 +62,24 @@ def loaded(file: Path, threads: int) -> Callable[[Tensor], Tensor]:
     return run
 
 
-class _Largest(nn.Module):
-    """Adaptive max pooling as a plain one, for which there are kernels, where the sizes divide."""
+def stored(model: Quantized, layer: Callable[..., nn.Module], rounded: Callable[..., nn.Module]) -> nn.Module:
+    """Return a copy of the network with what `layer` and `rounded` make of quantized layers and quantizers."""
+    network = copied(model)
+    for name, quantized in network.layers().items():
+        network.net.set_submodule(name, layer(quantized))
+    for name, quantizer in network.activations().items():
+        network.net.set_submodule(name, rounded(quantizer))
+    for module in network.modules():
+        if isinstance(module, QuantizedSum):
+            module.neighbours = ()  # a plain sum
+    return network.net.eval()
 
-    def __init__(self, size: Any) -> None:
-        super().__init__()
-        self.size = size if isinstance(size, tuple) else (size, size)
+
+class _Largest(nn.Module):
+    """The largest of a whole image, by pooling for which there are kernels."""
 
     def forward(self, x: Tensor) -> Tensor:
-        pairs = [(now, wanted or now) for now, wanted in zip(x.shape[-2:], self.size, strict=True)]
-        if any(now % wanted for now, wanted in pairs):
-            return F.adaptive_max_pool2d(x, self.size)
-        return F.max_pool2d(x, [now // wanted for now, wanted in pairs])
+        return F.max_pool2d(x, x.shape[-2:])
 
 
 class _Rounded(nn.Module):

@@ -30,6 +30,7 @@ from cdlib.errors import CdlibError, check_choice
 from cdlib.text import one_line
 
 ENGINES = ("eager", "compile", "onnxruntime", "executorch")
+Call = Callable[[], object]
 _PRODUCTS = {"Conv", "FusedConv", "ConvTranspose", "Gemm", "FusedGemm", "MatMul", "FusedMatMul"}
 
 
@@ -39,7 +40,7 @@ class Running:
 
     engine: str
     file: Path  #: What a fresh process loads.
-    call: Callable[[], object]  #: Computes the outputs for the images once.
+    call: Call  #: Computes the outputs for the images once.
     operators: dict[str, int] = field(default_factory=dict)
     """How many of each kind the engine runs after it has fused what it can; empty where it does not say."""
 
@@ -80,8 +81,7 @@ def running(network: nn.Module | Path, engine: str, images: Tensor, threads: int
                 torch.save(model, file)
             return Running(engine, file, _torch(model, engine, images))
         network = folder / ("network.pte" if engine == "executorch" else "network.onnx")
-        two = images if len(images) > 1 else torch.cat([images, images])
-        export(model, two, network, batch=len(images))
+        export(model, torch.cat([images, images]), network, batch=len(images))
     network = Path(network)
     if engine != runner(network):
         raise CdlibError(f"{network}: {engine} does not run such a file; give the module, or {runner(network)}.")
@@ -131,7 +131,7 @@ def cold(run: Running, images: Tensor, threads: int) -> dict[str, float]:
     return made
 
 
-def _torch(model: nn.Module, engine: str, images: Tensor) -> Callable[[], object]:
+def _torch(model: nn.Module, engine: str, images: Tensor) -> Call:
     if engine == "compile":
         if not (os.environ.get("CXX") or shutil.which("g++") or shutil.which("clang++")):
             raise CdlibError("compile needs a C++ compiler, and there is none: install g++, or leave the engine out.")
@@ -150,9 +150,7 @@ def _torch(model: nn.Module, engine: str, images: Tensor) -> Callable[[], object
     return call
 
 
-def _opened(
-    file: Path, images: Tensor, threads: int, folder: Path | None = None
-) -> tuple[Callable[[], object], dict[str, int]]:
+def _opened(file: Path, images: Tensor, threads: int, folder: Path | None = None) -> tuple[Call, dict[str, int]]:
     if runner(file) == "executorch":
         return partial(pte_files.loaded(file, threads), images.contiguous()), {}
     try:

@@ -1,7 +1,4 @@
-"""Networks as files for a runtime, kept only if it computes what the network does; and the ONNX ones among them.
-
-In an ONNX file numbers are float32, or integers between QuantizeLinear and DequantizeLinear (QDQ).
-"""
+"""Networks as files that are kept only if a runtime computes the same; ONNX ones, of float32 or of integers (QDQ)."""
 
 from __future__ import annotations
 
@@ -79,7 +76,6 @@ def export(
     """
     target = Path(path).expanduser()
     to_pte = target.suffix == ".pte"
-    form, runtime = ("ExecuTorch", "ExecuTorch") if to_pte else ("ONNX", "onnxruntime")
     needed = ("executorch",) if to_pte else ("onnx", "onnxscript", "onnxruntime")
     try:
         for package in needed:
@@ -96,7 +92,7 @@ def export(
     check_module(model)
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / f"network{target.suffix}"
-        with _one_line(model, form):
+        with _one_line(model, "ExecuTorch" if to_pte else "ONNX"):
             pte_files.write(model, images, file, batch) if to_pte else _write(model, images[:2], file, card)
         found = pte_files.outputs(file, images, batch) if to_pte else _outputs(file, images)
         with evaluating(model):
@@ -106,7 +102,7 @@ def export(
                 f"the card says {card.shape} and {len(card.classes)} classes, but the network takes "
                 f"{[*images.shape[1:]]} and gives {[*wanted.shape[1:]]} numbers."
             )
-        difference = _compared(model, found, wanted, tolerance, runtime)
+        difference = _compared(model, found, wanted, tolerance, needed[-1])
         content = file.read_bytes()
     with files.atomic(target) as out:
         out.write(content)
@@ -141,14 +137,14 @@ def _why() -> str:
 @contextlib.contextmanager
 def _one_line(model: nn.Module, form: str) -> Iterator[None]:
     """Trace a network in a block in evaluation mode; keep PyTorch from printing graphs and advice where that fails."""
-    before = logging.root.manager.disable
+    before, to = logging.root.manager.disable, io.StringIO()
     logging.disable(logging.CRITICAL)
     try:
         with (
             warnings.catch_warnings(),
             evaluating(model),
-            contextlib.redirect_stdout(io.StringIO()),
-            contextlib.redirect_stderr(io.StringIO()),
+            contextlib.redirect_stdout(to),
+            contextlib.redirect_stderr(to),
         ):
             warnings.simplefilter("ignore")
             yield
@@ -162,10 +158,10 @@ def _one_line(model: nn.Module, form: str) -> Iterator[None]:
 
 
 def _write(model: nn.Module, images: Tensor, file: Path, card: Card | None) -> None:
-    shapes = ({0: torch.export.Dim("n")},)
-    traced = pte_files.stored(model, _Stored, _Rounded) if isinstance(model, Quantized) else model
+    free = ({0: torch.export.Dim("n")},)
+    net = pte_files.stored(model, _Stored, _Rounded) if isinstance(model, Quantized) else model
     program: Any = torch.onnx.export(
-        traced, (images,), dynamo=True, opset_version=OPSET, dynamic_shapes=shapes, verbose=False
+        net, (images,), dynamo=True, opset_version=OPSET, dynamic_shapes=free, verbose=False
     )
     graph = program.model.graph
     for part in (graph, *graph, *graph.inputs, *graph.initializers.values(), *(v for n in graph for v in n.outputs)):
@@ -229,5 +225,4 @@ class _Stored(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         parts = ("whole", "scale", "zero")
         given = {n: _dequantized(*(self.get_buffer(f"{n}_{part}") for part in parts)) for n in self.names}
-        out: Tensor = torch.func.functional_call(self.layer, given, (x,))
-        return out
+        return torch.func.functional_call(self.layer, given, (x,))

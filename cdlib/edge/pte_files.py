@@ -91,8 +91,7 @@ class _Rounded(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         operators = torch.ops.quantized_decomposed
-        out: Tensor = operators.dequantize_per_tensor(operators.quantize_per_tensor(x, *self.given), *self.given)
-        return out
+        return operators.dequantize_per_tensor(operators.quantize_per_tensor(x, *self.given), *self.given)
 
 
 class _Stored(nn.Module):
@@ -113,5 +112,4 @@ class _Stored(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         given = (self.whole, self.scale, self.zero, 0, -127, 127, torch.int8)
         weight = torch.ops.quantized_decomposed.dequantize_per_channel(*given)
-        out: Tensor = torch.func.functional_call(self.layer, {"weight": weight}, (self.again(x),))
-        return out
+        return torch.func.functional_call(self.layer, {"weight": weight}, (self.again(x),))

@@ -25,7 +25,7 @@ import torch
 from torch import Tensor, nn
 
 from cdlib.edge import pte_files
-from cdlib.edge.onnx_files import export
+from cdlib.edge.onnx_files import export, session
 from cdlib.errors import CdlibError, check_choice
 from cdlib.text import one_line
 
@@ -153,22 +153,15 @@ def _torch(model: nn.Module, engine: str, images: Tensor) -> Call:
 def _opened(file: Path, images: Tensor, threads: int, folder: Path | None = None) -> tuple[Call, dict[str, int]]:
     if runner(file) == "executorch":
         return partial(pte_files.loaded(file, threads), images.contiguous()), {}
-    try:
+    fused = folder / "optimized.onnx" if folder else None
+    running = session(file, threads, fused)
+    kinds: list[str] = []
+    if fused is not None:
         import onnx
-        import onnxruntime
-    except ImportError as error:
-        raise CdlibError(f"{error.name} is not installed: pip install onnx onnxruntime.") from error
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads, options.log_severity_level = threads, 3
-    if folder is not None:
-        options.optimized_model_filepath = str(folder / "optimized.onnx")
-    try:
-        session = onnxruntime.InferenceSession(file, options, providers=["CPUExecutionProvider"])
-    except Exception as error:
-        raise CdlibError(f"{file} is not a network that onnxruntime can run: {one_line(error)}.") from error
-    kinds = (n.op_type for n in onnx.load(folder / "optimized.onnx").graph.node) if folder else ()
-    given = {session.get_inputs()[0].name: images.numpy()}
-    return partial(session.run, None, given), dict(Counter(kinds).most_common())
+
+        kinds = [node.op_type for node in onnx.load(fused).graph.node]
+    given = {running.get_inputs()[0].name: images.numpy()}
+    return partial(running.run, None, given), dict(Counter(kinds).most_common())
 
 
 def _resident() -> dict[str, int]:

@@ -172,13 +172,25 @@ def _write(model: nn.Module, images: Tensor, file: Path, card: Card | None) -> N
 
 
 def _outputs(file: Path, images: Tensor) -> np.ndarray:
-    import onnxruntime
+    running = session(file, torch.get_num_threads())
+    name = running.get_inputs()[0].name
+    return np.concatenate([running.run(None, {name: part.numpy()})[0] for part in images.split(100)])
 
+
+def session(file: Path, threads: int, fused: Path | None = None) -> Any:
+    """Return a file in onnxruntime on the CPU; what it runs in fact is written to `fused`."""
+    try:
+        import onnxruntime
+    except ImportError as error:
+        raise CdlibError("onnxruntime is not installed: pip install onnxruntime.") from error
     options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads, options.log_severity_level = torch.get_num_threads(), 3
-    session = onnxruntime.InferenceSession(file, options, providers=["CPUExecutionProvider"])
-    name = session.get_inputs()[0].name
-    return np.concatenate([session.run(None, {name: part.numpy()})[0] for part in images.split(100)])
+    options.intra_op_num_threads, options.log_severity_level = threads, 3
+    if fused is not None:
+        options.optimized_model_filepath = str(fused)
+    try:
+        return onnxruntime.InferenceSession(file, options, providers=["CPUExecutionProvider"])
+    except Exception as error:
+        raise CdlibError(f"{file} is not a network that onnxruntime can run: {one_line(error)}.") from error
 
 
 def _dequantized(whole: Tensor, scale: Tensor, zero: Tensor) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 
@@ -41,8 +42,9 @@ def outputs(file: Path, images: Tensor, batch: int) -> np.ndarray:
 def loaded(file: Path, threads: int) -> Callable[[Tensor], Tensor]:
     """Return a program as a function of a batch of images; the number of threads is one for all programs."""
     try:
-        from executorch.extension.pybindings import portable_lib
-        from executorch.runtime import Runtime
+        with warnings.catch_warnings(action="ignore"):  # that these functions may change
+            from executorch.extension.pybindings import portable_lib
+            from executorch.runtime import Runtime
     except ImportError as error:
         raise CdlibError("executorch is not installed: pip install executorch.") from error
     if portable_lib._threadpool_get_thread_count() != threads:

@@ -167,8 +167,7 @@ def bench(
             for engine in wanted:
                 if isinstance(network, nn.Module) or engine == runner(Path(network)):
                     folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-                    given = network if isinstance(network, nn.Module) else Path(network)
-                    ready[f"{name}, {engine}"] = running(given, engine, images, threads, folder)
+                    ready[f"{name}, {engine}"] = running(network, engine, images, threads, folder)
         if not ready:
             raise CdlibError(f"nothing to measure: {len(networks)} networks in {', '.join(wanted) or 'no engine'}.")
         before = _spent()

@@ -51,7 +51,7 @@ class Running:
         return {kind: n for kind, n in self.operators.items() if kind in _PRODUCTS} if integer else {}
 
 
-def running(network: nn.Module | Path, engine: str, images: Tensor, threads: int, folder: Path) -> Running:
+def running(network: nn.Module | str | Path, engine: str, images: Tensor, threads: int, folder: Path) -> Running:
     """Load a network into an engine.
 
     Parameters
@@ -85,8 +85,7 @@ def running(network: nn.Module | Path, engine: str, images: Tensor, threads: int
     network = Path(network)
     if engine != runner(network):
         raise CdlibError(f"{network}: {engine} does not run such a file; give the module, or {runner(network)}.")
-    call, operators = _opened(network, images, threads, folder)
-    return Running(engine, network, call, operators)
+    return Running(engine, network, *_opened(network, images, threads, folder))
 
 
 def runner(file: Path) -> str:
@@ -155,11 +154,11 @@ def _opened(file: Path, images: Tensor, threads: int, folder: Path | None = None
         return partial(pte_files.loaded(file, threads), images.contiguous()), {}
     fused = folder / "optimized.onnx" if folder else None
     running = session(file, threads, fused)
-    kinds: list[str] = []
-    if fused is not None:
+    kinds = list[str]()
+    with contextlib.suppress(ImportError):  # without onnx it is not said what runs
         import onnx
 
-        kinds = [node.op_type for node in onnx.load(fused).graph.node]
+        kinds = [node.op_type for node in onnx.load(fused).graph.node] if fused else []
     given = {running.get_inputs()[0].name: images.numpy()}
     return partial(running.run, None, given), dict(Counter(kinds).most_common())
 

@@ -74,8 +74,7 @@ def export(
         not fit its card, a ``.pte`` is to hold a card, or the file computes something else: on a CPU without VNNI, sums
         of 8-bit weights may saturate in onnxruntime, and 7 bits are the cure. Then nothing is written.
     """
-    target = Path(path).expanduser()
-    to_pte = target.suffix == ".pte"
+    target, to_pte = Path(path).expanduser(), Path(path).suffix == ".pte"
     needed = ("executorch",) if to_pte else ("onnx", "onnxscript", "onnxruntime")
     try:
         for package in needed:
@@ -118,18 +117,17 @@ def _compared(model: nn.Module, found: np.ndarray, wanted: np.ndarray, tolerance
         margin = np.diff(np.sort(wanted, 1)[:, -2:], axis=1)[:, 0]
         same = float(((found.argmax(1) == wanted.argmax(1)) | (margin <= 2 * step)).mean())
         if same < 0.999:
-            why = _why() if runtime == "onnxruntime" else ""
             raise CdlibError(
-                f"{runtime} agrees with the network on {100 * same:.2f} % of {len(found)} images only{why}."
+                f"{runtime} agrees with the network on {100 * same:.2f} % of {len(found)} images only{_why(runtime)}."
             )
     elif difference > tolerance * np.abs(wanted).max():
         raise CdlibError(f"{runtime}'s outputs differ from the network's by {difference:.3g}: not written.")
     return difference
 
 
-def _why() -> str:
+def _why(runtime: str) -> str:
     """What may be the reason for another result, by what the CPU can do."""
-    if {"avx_vnni", "avx512_vnni", "amx_int8", "asimddp"} & {*(instructions() or ())}:
+    if runtime != "onnxruntime" or {"avx_vnni", "avx512_vnni", "amx_int8", "asimddp"} & {*(instructions() or ())}:
         return ""
     return ": this CPU has no VNNI, and sums of products of 8 bits may saturate; quantize with bits=7"
 
@@ -225,14 +223,12 @@ class _Stored(nn.Module):
         super().__init__()
         self.layer, whole = quantized.layer, quantized.integers()
         self.names = list(whole)
-        self._hold("weight", whole["weight"].to(torch.int8), quantized.weights.scale)
-        if "bias" in whole:
-            self._hold("bias", whole["bias"].to(torch.int32), quantized.product_scale().float())
-
-    def _hold(self, name: str, whole: Tensor, scale: Tensor) -> None:
-        self.register_buffer(f"{name}_whole", whole)
-        self.register_buffer(f"{name}_scale", scale)
-        self.register_buffer(f"{name}_zero", torch.zeros_like(scale, dtype=whole.dtype))
+        scales = {"weight": quantized.weights.scale, "bias": quantized.product_scale().float()}
+        for name, numbers in whole.items():
+            scale, kind = scales[name], torch.int8 if name == "weight" else torch.int32
+            self.register_buffer(f"{name}_whole", numbers.to(kind))
+            self.register_buffer(f"{name}_scale", scale)
+            self.register_buffer(f"{name}_zero", torch.zeros_like(scale, dtype=kind))
 
     def forward(self, x: Tensor) -> Tensor:
         parts = ("whole", "scale", "zero")

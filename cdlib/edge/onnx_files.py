@@ -102,9 +102,8 @@ def export(
                 f"{[*images.shape[1:]]} and gives {[*wanted.shape[1:]]} numbers."
             )
         difference = _compared(model, found, wanted, tolerance, needed[-1])
-        content = file.read_bytes()
-    with files.atomic(target) as out:
-        out.write(content)
+        with files.atomic(target) as out:
+            out.write(file.read_bytes())
     return difference
 
 

@@ -28,6 +28,10 @@ def write(model: nn.Module, images: Tensor, file: Path, batch: int) -> None:
         if isinstance(module, nn.AdaptiveMaxPool2d) and module.output_size in (1, (1, 1)) and not module.return_indices:
             network.set_submodule(name, _Largest())
     traced = torch.export.export(network, (images[torch.arange(batch) % len(images)].contiguous(),), strict=False)
+    for node in [node for node in traced.graph.nodes if "dequantize_per_tensor" in str(node.target)]:
+        for user in list(node.users)[1:]:  # each reader gets an operator of its own, to be joined with it
+            with traced.graph.inserting_before(user):
+                user.replace_input_with(node, traced.graph.node_copy(node))
     lowered = to_edge_transform_and_lower(traced, partitioner=[XnnpackPartitioner()]).to_executorch()
     file.write_bytes(lowered.buffer)
 
@@ -59,7 +63,7 @@ def loaded(file: Path, threads: int) -> Callable[[Tensor], Tensor]:
             return method.execute([images])[0]
         except RuntimeError as error:
             shape = list(method.metadata.input_tensor_meta(0).sizes())
-            raise CdlibError(f"{file} takes {shape}, not {list(images.shape)}: write it with another batch.") from error
+            raise CdlibError(f"{file} is for {shape}; ExecuTorch cannot run it on {list(images.shape)}.") from error
 
     return run
 
@@ -71,9 +75,8 @@ def stored(model: Quantized, layer: Callable[..., nn.Module], rounded: Callable[
         network.net.set_submodule(name, layer(quantized))
     for name, quantizer in network.activations().items():
         network.net.set_submodule(name, rounded(quantizer))
-    for module in network.modules():
-        if isinstance(module, QuantizedSum):
-            module.neighbours = ()  # a plain sum
+    for module in [module for module in network.modules() if isinstance(module, QuantizedSum)]:
+        module.neighbours = ()  # a plain sum
     return network.net.eval()
 
 
@@ -102,14 +105,12 @@ class _Stored(nn.Module):
     def __init__(self, quantized: QuantizedLayer) -> None:
         super().__init__()
         whole, self.layer = quantized.integers(), quantized.layer
-        scale = quantized.weights.scale.expand(len(whole["weight"])).clone()
         self.register_buffer("whole", whole["weight"].to(torch.int8))
-        self.register_buffer("scale", scale)
-        self.register_buffer("zero", torch.zeros_like(scale, dtype=torch.int64))
+        self.register_buffer("scale", quantized.weights.scale.expand(len(whole["weight"])).clone())
+        self.register_buffer("zero", torch.zeros(len(whole["weight"]), dtype=torch.int64))
         if "bias" in whole:
             self.layer.bias = nn.Parameter((whole["bias"] * quantized.product_scale()).float())
-        linear = isinstance(self.layer, nn.Linear)  # which ExecuTorch gets wrong behind a reshape of rounded numbers
-        self.again = _Rounded(quantized.neighbours[0]) if linear else nn.Identity()
+        self.again = _Rounded(quantized.neighbours[0])  # or pooling and reshapes between hide that numbers are rounded
 
     def forward(self, x: Tensor) -> Tensor:
         given = (self.whole, self.scale, self.zero, 0, -127, 127, torch.int8)

@@ -28,10 +28,6 @@ def write(model: nn.Module, images: Tensor, file: Path, batch: int) -> None:
         if isinstance(module, nn.AdaptiveMaxPool2d) and module.output_size in (1, (1, 1)) and not module.return_indices:
             network.set_submodule(name, _Largest())
     traced = torch.export.export(network, (images[torch.arange(batch) % len(images)].contiguous(),), strict=False)
-    for node in [node for node in traced.graph.nodes if "dequantize_per_tensor" in str(node.target)]:
-        for user in list(node.users)[1:]:  # each reader gets an operator of its own, to be joined with it
-            with traced.graph.inserting_before(user):
-                user.replace_input_with(node, traced.graph.node_copy(node))
     lowered = to_edge_transform_and_lower(traced, partitioner=[XnnpackPartitioner()]).to_executorch()
     file.write_bytes(lowered.buffer)
 
@@ -100,7 +96,11 @@ class _Rounded(nn.Module):
 
 
 class _Stored(nn.Module):
-    """A layer whose weights lie in the program as integers; its bias XNNPACK rounds again, to the same ones."""
+    """A layer whose weights lie in the program as integers; its bias XNNPACK rounds again, to the same ones.
+
+    What it reads is rounded again too, which changes and costs nothing: without that, ExecuTorch finds no kernel behind
+    pooling, and computes something else behind a reshape.
+    """
 
     def __init__(self, quantized: QuantizedLayer) -> None:
         super().__init__()
@@ -110,7 +110,7 @@ class _Stored(nn.Module):
         self.register_buffer("zero", torch.zeros(len(whole["weight"]), dtype=torch.int64))
         if "bias" in whole:
             self.layer.bias = nn.Parameter((whole["bias"] * quantized.product_scale()).float())
-        self.again = _Rounded(quantized.neighbours[0])  # or pooling and reshapes between hide that numbers are rounded
+        self.again = _Rounded(quantized.neighbours[0])
 
     def forward(self, x: Tensor) -> Tensor:
         given = (self.whole, self.scale, self.zero, 0, -127, 127, torch.int8)

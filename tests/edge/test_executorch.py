@@ -59,7 +59,7 @@ def test_a_network_of_integers_gives_the_same_classes_and_logits_to_a_step(name:
 
 
 @needed
-def test_integers_behind_pooling_and_before_two_readers_run_in_integers(tmp_path: Path) -> None:
+def test_what_two_layers_read_behind_pooling_stays_in_integers(tmp_path: Path) -> None:
     class Net(nn.Module):
         def __init__(self) -> None:
             super().__init__()

@@ -17,6 +17,9 @@ STAMP   := $(ENV)/.cdlib-installed
 # zoo.py is not among them: it takes more than an hour, see there
 BENCHMARKS = $(addprefix benchmarks/,capture.py data_loading.py import_time.py joint.py profilers.py)
 
+# the extras of pyproject.toml that requirements.lock holds: all but executorch
+LOCKED = train edge torchao weights cli book test
+
 export OMP_NUM_THREADS ?= 1
 export MKL_NUM_THREADS ?= 1
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
@@ -49,7 +52,7 @@ bench: env
 	@for file in $(BENCHMARKS); do echo "== $$file"; $(BIN)/python $$file || exit 1; done
 
 lock:
-	uv pip compile --quiet --universal --all-extras --no-annotate --custom-compile-command "make lock" pyproject.toml -o requirements.lock
+	uv pip compile --quiet --universal $(addprefix --extra ,$(LOCKED)) --no-annotate --custom-compile-command "make lock" pyproject.toml -o requirements.lock
 
 clean:
 	rm -rf _build .pytest_cache .mypy_cache .ruff_cache .coverage

@@ -16,9 +16,10 @@ import cdlib
 
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-WANTED = sorted(
-    {*PROJECT["dependencies"], *(name for extra in PROJECT["optional-dependencies"].values() for name in extra)}
-)
+EXTRAS = PROJECT["optional-dependencies"]
+LEFT_OUT = {"executorch"}
+"""Extras that nobody gets unasked."""
+WANTED = sorted({*PROJECT["dependencies"], *(name for extra in EXTRAS.keys() - LEFT_OUT for name in EXTRAS[extra])})
 
 
 def locked() -> list[Requirement]:
@@ -32,6 +33,12 @@ def test_the_lock_has_every_dependency_at_a_version_that_fits(wanted: Requiremen
     versions = [pin.version for line in locked() if canonicalize_name(line.name) == name for pin in line.specifier]
     assert versions, f"{name} is not in requirements.lock: make lock"
     assert all(wanted.specifier.contains(version) for version in versions)
+
+
+def test_the_lock_is_made_of_all_other_extras() -> None:
+    [given] = re.findall(r"^LOCKED = (.*)$", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE)
+    assert sorted(given.split()) == sorted(EXTRAS.keys() - LEFT_OUT)
+    assert not {line.name for line in locked()} & LEFT_OUT
 
 
 def test_the_lock_has_exact_versions_and_no_addresses() -> None:

@@ -125,13 +125,15 @@ def _given(model: str, data: str, option: Any, weights: Path | None) -> tuple[An
 
 
 def bench(
-    models: Annotated[list[str], typer.Argument(help="Networks: FILE.onnx, one that ships, or as elsewhere.")],
+    models: Annotated[
+        list[str], typer.Argument(help="Networks: FILE.onnx, FILE.pte, one that ships, or as elsewhere.")
+    ],
     shape: Annotated[
         str | None, typer.Option("--input", help="Shape of one sample (3x32x32, or that of a card).")
     ] = None,
     engine: Annotated[
         list[str] | None,
-        typer.Option("--engine", help="eager, compile or onnxruntime; repeatable (eager, onnxruntime)."),
+        typer.Option(help="eager, compile, onnxruntime or executorch; repeatable (eager, onnxruntime)."),
     ] = None,
     batch: Annotated[int, typer.Option(help="Images at a time.")] = 1,
     threads: Annotated[int, typer.Option(help="Of every engine.")] = 1,
@@ -150,7 +152,7 @@ def bench(
     one = options.zeros("x".join(map(str, cards[0])) if cards else shape or options.INPUT)
     found: dict[str, Any] = {}
     for name in models:
-        if name.endswith(".onnx"):
+        if name.endswith((".onnx", ".pte")):
             found[Path(name).stem] = Path(name)
         else:
             found[options.called(name)] = options.build(name, 10, one, None)

@@ -16,7 +16,7 @@ import pandas as pd
 from torch import Tensor, nn
 
 from cdlib import report
-from cdlib.edge.engines import Running, affinity, cold, running
+from cdlib.edge.engines import Running, affinity, cold, runner, running
 from cdlib.errors import CdlibError, check_choice, check_whole
 
 DRAWS = 2_000
@@ -132,7 +132,7 @@ def bench(
     Parameters
     ----------
     networks : mapping of str to nn.Module or path
-        By name. A path is that of an ONNX file, which runs in onnxruntime only.
+        By name. A path is that of a file: an ONNX file runs in onnxruntime only, a ``.pte`` in ExecuTorch only.
     images : Tensor [n, ...]
         The batch they are called with.
     engines : iterable of str, default eager and onnxruntime
@@ -165,10 +165,9 @@ def bench(
         ready: dict[str, Running] = {}
         for name, network in networks.items():
             for engine in wanted:
-                if isinstance(network, nn.Module) or engine == "onnxruntime":
+                if isinstance(network, nn.Module) or engine == runner(Path(network)):
                     folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-                    given = network if isinstance(network, nn.Module) else Path(network)
-                    ready[f"{name}, {engine}"] = running(given, engine, images, threads, folder)
+                    ready[f"{name}, {engine}"] = running(network, engine, images, threads, folder)
         if not ready:
             raise CdlibError(f"nothing to measure: {len(networks)} networks in {', '.join(wanted) or 'no engine'}.")
         before = _spent()

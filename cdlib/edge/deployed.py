@@ -9,6 +9,7 @@ import numpy as np
 from torch import nn
 
 from cdlib.data import Dataset
+from cdlib.edge.onnx_files import session
 from cdlib.errors import CdlibError, check_whole
 from cdlib.models import CARD, Card
 from cdlib.text import one_line
@@ -34,20 +35,11 @@ class Deployed:
     """
 
     def __init__(self, path: str | Path, *, card: Card | None = None, threads: int = 1) -> None:
-        try:
-            import onnxruntime
-        except ImportError as error:
-            raise CdlibError("onnxruntime is not installed: pip install onnxruntime.") from error
         check_whole("threads", threads, 1)
         self.file = Path(path).expanduser()
         if not self.file.is_file():
             raise CdlibError(f"there is no file {self.file}: give an ONNX file that cdlib.edge.export wrote.")
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads, options.log_severity_level = threads, 3
-        try:
-            self.session = onnxruntime.InferenceSession(self.file, options, providers=["CPUExecutionProvider"])
-        except Exception as error:
-            raise CdlibError(f"{self.file} is not a network that onnxruntime can run: {one_line(error)}.") from error
+        self.session = session(self.file, threads)
         text = self.session.get_modelmeta().custom_metadata_map.get(CARD)
         if card is None and text is None:
             raise CdlibError(

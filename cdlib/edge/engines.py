@@ -1,4 +1,4 @@
-"""What runs a network: PyTorch as it is or compiled, and onnxruntime. Each becomes a call without arguments.
+"""What runs a network: PyTorch as it is or compiled, onnxruntime, ExecuTorch. Each becomes a call without arguments.
 
 Run as a program, this module is the fresh process in which a cold start and the peak of memory are measured.
 """
@@ -6,6 +6,7 @@ Run as a program, this module is the fresh process in which a cold start and the
 from __future__ import annotations
 
 import contextlib
+import importlib
 import json
 import os
 import shutil
@@ -16,17 +17,20 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from cdlib.edge.onnx_files import export
+from cdlib.edge import pte_files
+from cdlib.edge.onnx_files import export, session
 from cdlib.errors import CdlibError, check_choice
 from cdlib.text import one_line
 
-ENGINES = ("eager", "compile", "onnxruntime")
+ENGINES = ("eager", "compile", "onnxruntime", "executorch")
+Call = Callable[[], object]
 _PRODUCTS = {"Conv", "FusedConv", "ConvTranspose", "Gemm", "FusedGemm", "MatMul", "FusedMatMul"}
 
 
@@ -36,7 +40,7 @@ class Running:
 
     engine: str
     file: Path  #: What a fresh process loads.
-    call: Callable[[], object]  #: Computes the outputs for the images once.
+    call: Call  #: Computes the outputs for the images once.
     operators: dict[str, int] = field(default_factory=dict)
     """How many of each kind the engine runs after it has fused what it can; empty where it does not say."""
 
@@ -47,19 +51,19 @@ class Running:
         return {kind: n for kind, n in self.operators.items() if kind in _PRODUCTS} if integer else {}
 
 
-def running(network: nn.Module | Path, engine: str, images: Tensor, threads: int, folder: Path) -> Running:
+def running(network: nn.Module | str | Path, engine: str, images: Tensor, threads: int, folder: Path) -> Running:
     """Load a network into an engine.
 
     Parameters
     ----------
     network : nn.Module or path
-        A path is that of an ONNX file, which onnxruntime alone runs; a module is exported for it.
+        A path is that of a file, which `runner` says what alone runs; a module is exported for it.
     engine : str
         One of `ENGINES`.
     images : Tensor [n, ...]
         What it is called with, as one batch.
     threads : int
-        Of onnxruntime; PyTorch has its own setting (`cdlib.report.threads`).
+        Of onnxruntime and ExecuTorch; PyTorch has its own setting (`cdlib.report.threads`).
     folder : path
         For files made on the way.
 
@@ -71,19 +75,22 @@ def running(network: nn.Module | Path, engine: str, images: Tensor, threads: int
     check_choice("engine", engine, ENGINES)
     if isinstance(network, nn.Module):
         model = network.eval()
-        if engine != "onnxruntime":
+        if engine in ("eager", "compile"):
             file = folder / "network.pt"
             with contextlib.suppress(Exception):  # a class of a notebook cannot be pickled: then nothing is cold
                 torch.save(model, file)
             return Running(engine, file, _torch(model, engine, images))
-        network = folder / "network.onnx"
-        two = images if len(images) > 1 else torch.cat([images, images])
-        export(model, two, network)
-    if engine != "onnxruntime":
-        raise CdlibError(f"{network} is an ONNX file, which {engine} does not run: give the module, or onnxruntime.")
-    session, operators = _session(Path(network), threads, folder)
-    given, array = session.get_inputs()[0].name, images.numpy()
-    return Running(engine, Path(network), lambda: session.run(None, {given: array}), operators)
+        network = folder / ("network.pte" if engine == "executorch" else "network.onnx")
+        export(model, torch.cat([images, images]), network, batch=len(images))
+    network = Path(network)
+    if engine != runner(network):
+        raise CdlibError(f"{network}: {engine} does not run such a file; give the module, or {runner(network)}.")
+    return Running(engine, network, *_opened(network, images, threads, folder))
+
+
+def runner(file: Path) -> str:
+    """The engine that a file is for."""
+    return "executorch" if file.suffix == ".pte" else "onnxruntime"
 
 
 @contextlib.contextmanager
@@ -123,7 +130,7 @@ def cold(run: Running, images: Tensor, threads: int) -> dict[str, float]:
     return made
 
 
-def _torch(model: nn.Module, engine: str, images: Tensor) -> Callable[[], object]:
+def _torch(model: nn.Module, engine: str, images: Tensor) -> Call:
     if engine == "compile":
         if not (os.environ.get("CXX") or shutil.which("g++") or shutil.which("clang++")):
             raise CdlibError("compile needs a C++ compiler, and there is none: install g++, or leave the engine out.")
@@ -142,22 +149,18 @@ def _torch(model: nn.Module, engine: str, images: Tensor) -> Callable[[], object
     return call
 
 
-def _session(file: Path, threads: int, folder: Path | None = None) -> tuple[Any, dict[str, int]]:
-    try:
+def _opened(file: Path, images: Tensor, threads: int, folder: Path | None = None) -> tuple[Call, dict[str, int]]:
+    if runner(file) == "executorch":
+        return partial(pte_files.loaded(file, threads), images.contiguous()), {}
+    fused = folder / "optimized.onnx" if folder else None
+    running = session(file, threads, fused)
+    kinds = list[str]()
+    with contextlib.suppress(ImportError):  # without onnx it is not said what runs
         import onnx
-        import onnxruntime
-    except ImportError as error:
-        raise CdlibError(f"{error.name} is not installed: pip install onnx onnxruntime.") from error
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads, options.log_severity_level = threads, 3
-    if folder is not None:
-        options.optimized_model_filepath = str(folder / "optimized.onnx")
-    try:
-        session = onnxruntime.InferenceSession(file, options, providers=["CPUExecutionProvider"])
-    except Exception as error:
-        raise CdlibError(f"{file} is not a network that onnxruntime can run: {one_line(error)}.") from error
-    kinds = (n.op_type for n in onnx.load(folder / "optimized.onnx").graph.node) if folder else ()
-    return session, dict(Counter(kinds).most_common())
+
+        kinds = [node.op_type for node in onnx.load(fused).graph.node] if fused else []
+    given = {running.get_inputs()[0].name: images.numpy()}
+    return partial(running.run, None, given), dict(Counter(kinds).most_common())
 
 
 def _resident() -> dict[str, int]:
@@ -177,19 +180,14 @@ def _fresh(engine: str, file: str, pictures: str, count: str) -> None:
     """What the fresh process does."""
     torch.set_num_threads(int(count))
     images = torch.load(pictures)
-    if engine == "onnxruntime":
-        import onnx  # noqa: F401
-        import onnxruntime  # noqa: F401
+    for package in {"onnxruntime": ["onnx", "onnxruntime"], "executorch": ["executorch.runtime"]}.get(engine, []):
+        importlib.import_module(package)
     with contextlib.suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5")  # the most starts anew
     before, start = _resident()["now"], time.perf_counter()
-    if engine == "onnxruntime":
-        session, _ = _session(Path(file), int(count))
-        given = session.get_inputs()[0].name
+    if engine in ("onnxruntime", "executorch"):
+        call, _ = _opened(Path(file), images, int(count))
         loaded = time.perf_counter()
-
-        def call() -> object:
-            return session.run(None, {given: images.numpy()})
     else:
         model = torch.load(file, weights_only=False)
         loaded = time.perf_counter()

@@ -1,8 +1,9 @@
-"""Networks as ONNX files: float32, or integers between QuantizeLinear and DequantizeLinear (QDQ)."""
+"""Networks as files that are kept only if a runtime computes the same; ONNX ones, of float32 or of integers (QDQ)."""
 
 from __future__ import annotations
 
 import contextlib
+import importlib
 import io
 import logging
 import tempfile
@@ -16,12 +17,13 @@ import torch
 from torch import Tensor, nn
 
 from cdlib import files
-from cdlib.errors import CdlibError
+from cdlib.edge import pte_files
+from cdlib.errors import CdlibError, check_whole
 from cdlib.models import CARD, Card
-from cdlib.quantization import Quantized, QuantizedLayer, QuantizedSum, Quantizer
+from cdlib.quantization import Quantized, QuantizedLayer, Quantizer
 from cdlib.report import instructions
 from cdlib.text import one_line
-from cdlib.torch_state import check_module, copied
+from cdlib.torch_state import check_module
 from cdlib.train import evaluating
 
 OPSET = 21
@@ -30,12 +32,18 @@ TOLERANCE = 1e-3
 
 
 def export(
-    model: nn.Module, images: Tensor, path: str | Path, *, card: Card | None = None, tolerance: float = TOLERANCE
+    model: nn.Module,
+    images: Tensor,
+    path: str | Path,
+    *,
+    card: Card | None = None,
+    tolerance: float = TOLERANCE,
+    batch: int = 1,
 ) -> float:
-    """Write a network as an ONNX file of any batch size, and keep it only if onnxruntime computes the same.
+    """Write a network as an ONNX file, or for ExecuTorch, and keep it only if the runtime computes the same.
 
     A quantized network becomes one of integers: weights and biases lie in the file as such, and what passes between
-    layers goes through QuantizeLinear and DequantizeLinear, which runtimes replace by integer kernels.
+    layers goes through quantizing and dequantizing operators, which runtimes replace by integer kernels.
 
     Parameters
     ----------
@@ -44,12 +52,15 @@ def export(
     images : Tensor [n, ...]
         At least two, on which both are compared.
     path : str or Path
-        Of the file; one that is there is replaced.
+        Of the file; one that is there is replaced. A name that ends in ``.pte`` makes a program of ExecuTorch for
+        XNNPACK's kernels (``pip install executorch``); any other an ONNX file, which takes batches of any size.
     card : cdlib.models.Card, optional
-        What the network takes and says. It goes into the file's metadata, where `cdlib.edge.Deployed` reads it.
+        What the network takes and says. It goes into an ONNX file's metadata, where `cdlib.edge.Deployed` reads it.
     tolerance : float, default 1e-3
         For a float network, of the largest difference divided by the largest output. A quantized one must give the same
         class for 99.9 % of the images, not counting those whose two best classes are within two steps.
+    batch : int, default 1
+        How many images a ``.pte`` takes at a time: so many, neither fewer nor more.
 
     Returns
     -------
@@ -59,29 +70,30 @@ def export(
     Raises
     ------
     CdlibError
-        If onnx, onnxscript or onnxruntime is not installed, the network cannot be exported or does not fit its card, or
-        computes something else there: on a CPU without VNNI, sums of 8-bit weights may saturate, and 7 bits are the
-        cure. Then nothing is written.
+        If onnx, onnxscript and onnxruntime, or executorch, are not installed, the network cannot be exported or does
+        not fit its card, a ``.pte`` is to hold a card, or the file computes something else: on a CPU without VNNI, sums
+        of 8-bit weights may saturate in onnxruntime, and 7 bits are the cure. Then nothing is written.
     """
+    target, to_pte = Path(path).expanduser(), Path(path).suffix == ".pte"
+    needed = ("executorch",) if to_pte else ("onnx", "onnxscript", "onnxruntime")
     try:
-        import onnxruntime
-        import onnxscript  # noqa: F401
+        for package in needed:
+            importlib.import_module(package)
     except ImportError as error:
-        raise CdlibError(f"{error.name} is not installed: pip install onnx onnxscript onnxruntime.") from error
+        raise CdlibError(f"{error.name} is not installed: pip install {' '.join(needed)}.") from error
+    check_whole("batch", batch, 1)
     if not isinstance(images, Tensor) or images.dim() < 2 or len(images) < 2:
         raise CdlibError("give at least two images, [n, channels, ...], to compare the file and the network on.")
-    target = Path(path).expanduser()
     if not target.parent.is_dir():
         raise CdlibError(f"there is no folder {target.parent}: give the path of a file in a folder that exists.")
+    if to_pte and card is not None:
+        raise CdlibError(f"{target.name} has no room for a card, as a .pte: leave the card out, or write an .onnx.")
     check_module(model)
     with tempfile.TemporaryDirectory() as folder:
-        file = Path(folder) / "network.onnx"
-        _write(_stored(model) if isinstance(model, Quantized) else model, images[:2], file, card)
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads, options.log_severity_level = torch.get_num_threads(), 3
-        session = onnxruntime.InferenceSession(file, options, providers=["CPUExecutionProvider"])
-        name = session.get_inputs()[0].name
-        found = np.concatenate([session.run(None, {name: part.numpy()})[0] for part in images.split(100)])
+        file = Path(folder) / f"network{target.suffix}"
+        with _one_line(model, "ExecuTorch" if to_pte else "ONNX"):
+            pte_files.write(model, images, file, batch) if to_pte else _write(model, images[:2], file, card)
+        found = pte_files.outputs(file, images, batch) if to_pte else _outputs(file, images)
         with evaluating(model):
             wanted = torch.cat([model(part) for part in images.split(100)]).numpy()
         if card is not None and ([*images.shape[1:]], wanted.shape[1:]) != (card.shape, (len(card.classes),)):
@@ -89,82 +101,93 @@ def export(
                 f"the card says {card.shape} and {len(card.classes)} classes, but the network takes "
                 f"{[*images.shape[1:]]} and gives {[*wanted.shape[1:]]} numbers."
             )
-        difference = float(np.abs(found - wanted).max())
-        if isinstance(model, Quantized):
-            step = float(list(model.activations().values())[-1].scale)
-            difference /= step
-            margin = np.diff(np.sort(wanted, 1)[:, -2:], axis=1)[:, 0]
-            same = float(((found.argmax(1) == wanted.argmax(1)) | (margin <= 2 * step)).mean())
-            if same < 0.999:
-                raise CdlibError(
-                    f"onnxruntime agrees with the network on {100 * same:.2f} % of {len(images)} images only{_why()}."
-                )
-        elif difference > tolerance * np.abs(wanted).max():
-            raise CdlibError(f"onnxruntime's outputs differ from the network's by {difference:.3g}: not written.")
-        content = file.read_bytes()
-    with files.atomic(target) as out:
-        out.write(content)
+        difference = _compared(model, found, wanted, tolerance, needed[-1])
+        with files.atomic(target) as out:
+            out.write(file.read_bytes())
     return difference
 
 
-def _why() -> str:
+def _compared(model: nn.Module, found: np.ndarray, wanted: np.ndarray, tolerance: float, runtime: str) -> float:
+    """Return how far a runtime's outputs are from the network's; a CdlibError if that is too far."""
+    difference = float(np.abs(found - wanted).max())
+    if isinstance(model, Quantized):
+        step = float(list(model.activations().values())[-1].scale)
+        difference /= step
+        margin = np.diff(np.sort(wanted, 1)[:, -2:], axis=1)[:, 0]
+        same = float(((found.argmax(1) == wanted.argmax(1)) | (margin <= 2 * step)).mean())
+        if same < 0.999:
+            raise CdlibError(
+                f"{runtime} agrees with the network on {100 * same:.2f} % of {len(found)} images only{_why(runtime)}."
+            )
+    elif difference > tolerance * np.abs(wanted).max():
+        raise CdlibError(f"{runtime}'s outputs differ from the network's by {difference:.3g}: not written.")
+    return difference
+
+
+def _why(runtime: str) -> str:
     """What may be the reason for another result, by what the CPU can do."""
-    if {"avx_vnni", "avx512_vnni", "amx_int8", "asimddp"} & {*(instructions() or ())}:
+    if runtime != "onnxruntime" or {"avx_vnni", "avx512_vnni", "amx_int8", "asimddp"} & {*(instructions() or ())}:
         return ""
     return ": this CPU has no VNNI, and sums of products of 8 bits may saturate; quantize with bits=7"
 
 
-def _write(model: nn.Module, images: Tensor, file: Path, card: Card | None) -> None:
+@contextlib.contextmanager
+def _one_line(model: nn.Module, form: str) -> Iterator[None]:
+    """Trace a network in a block in evaluation mode; keep PyTorch from printing graphs and advice where that fails."""
+    before, to = logging.root.manager.disable, io.StringIO()
+    logging.disable(logging.CRITICAL)
     try:
-        with warnings.catch_warnings(), evaluating(model), _silence():
+        with (
+            warnings.catch_warnings(),
+            evaluating(model),
+            contextlib.redirect_stdout(to),
+            contextlib.redirect_stderr(to),
+        ):
             warnings.simplefilter("ignore")
-            shapes = ({0: torch.export.Dim("n")},)
-            program: Any = torch.onnx.export(
-                model, (images,), dynamo=True, opset_version=OPSET, dynamic_shapes=shapes, verbose=False
-            )
-            graph = program.model.graph
-            for part in (
-                graph,
-                *graph,
-                *graph.inputs,
-                *graph.initializers.values(),
-                *(v for n in graph for v in n.outputs),
-            ):
-                part.metadata_props.clear()  # of every operator its source, with the paths of this machine
-            if card is not None:
-                program.model.metadata_props[CARD] = card.text()
-            program.save(file)
+            yield
     except Exception as error:
         cause: BaseException = error
         while cause.__cause__ is not None:  # PyTorch wraps what is wrong in advice of many lines
             cause = cause.__cause__
-        raise CdlibError(f"{type(model).__name__} cannot be exported to ONNX: {one_line(cause)}.") from error
-
-
-@contextlib.contextmanager
-def _silence() -> Iterator[None]:
-    """Keep PyTorch from printing whole graphs and advice where an export fails."""
-    before = logging.root.manager.disable
-    logging.disable(logging.CRITICAL)
-    try:
-        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
-            yield
+        raise CdlibError(f"{type(model).__name__} cannot be exported to {form}: {one_line(cause)}.") from error
     finally:
         logging.disable(before)
 
 
-def _stored(model: Quantized) -> nn.Module:
-    """Return the network with operators of ONNX in place of quantizers and quantized layers."""
-    network = copied(model)
-    layers, activations = network.layers(), network.activations()
-    for name, layer in layers.items():
-        network.net.set_submodule(name, _Stored(layer))
-    for name, quantizer in activations.items():
-        network.net.set_submodule(name, _Rounded(quantizer))
-    for module in network.modules():
-        if isinstance(module, QuantizedSum):
-            module.neighbours = ()  # a plain sum
-    return network.net.eval()
+def _write(model: nn.Module, images: Tensor, file: Path, card: Card | None) -> None:
+    free = ({0: torch.export.Dim("n")},)
+    net = pte_files.stored(model, _Stored, _Rounded) if isinstance(model, Quantized) else model
+    program: Any = torch.onnx.export(
+        net, (images,), dynamo=True, opset_version=OPSET, dynamic_shapes=free, verbose=False
+    )
+    graph = program.model.graph
+    for part in (graph, *graph, *graph.inputs, *graph.initializers.values(), *(v for n in graph for v in n.outputs)):
+        part.metadata_props.clear()  # of every operator its source, with the paths of this machine
+    if card is not None:
+        program.model.metadata_props[CARD] = card.text()
+    program.save(file)
+
+
+def _outputs(file: Path, images: Tensor) -> np.ndarray:
+    running = session(file, torch.get_num_threads())
+    name = running.get_inputs()[0].name
+    return np.concatenate([running.run(None, {name: part.numpy()})[0] for part in images.split(100)])
+
+
+def session(file: Path, threads: int, fused: Path | None = None) -> Any:
+    """Return a file in onnxruntime on the CPU; what it runs in fact is written to `fused`."""
+    try:
+        import onnxruntime
+    except ImportError as error:
+        raise CdlibError("onnxruntime is not installed: pip install onnxruntime.") from error
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads, options.log_severity_level = threads, 3
+    if fused is not None:
+        options.optimized_model_filepath = str(fused)
+    try:
+        return onnxruntime.InferenceSession(file, options, providers=["CPUExecutionProvider"])
+    except Exception as error:
+        raise CdlibError(f"{file} is not a network that onnxruntime can run: {one_line(error)}.") from error
 
 
 def _dequantized(whole: Tensor, scale: Tensor, zero: Tensor) -> Tensor:
@@ -197,23 +220,16 @@ class _Stored(nn.Module):
 
     def __init__(self, quantized: QuantizedLayer) -> None:
         super().__init__()
-        self.layer = quantized.layer
-        whole = quantized.integers()
-        self._hold("weight", whole["weight"].to(torch.int8), quantized.weights.scale)
-        if "bias" in whole:
-            self._hold("bias", whole["bias"].to(torch.int32), quantized.product_scale().float())
-
-    def _hold(self, name: str, whole: Tensor, scale: Tensor) -> None:
-        self.register_buffer(f"{name}_whole", whole)
-        self.register_buffer(f"{name}_scale", scale)
-        self.register_buffer(f"{name}_zero", torch.zeros_like(scale, dtype=whole.dtype))
+        self.layer, whole = quantized.layer, quantized.integers()
+        self.names = list(whole)
+        scales = {"weight": quantized.weights.scale, "bias": quantized.product_scale().float()}
+        for name, numbers in whole.items():
+            scale, kind = scales[name], torch.int8 if name == "weight" else torch.int32
+            self.register_buffer(f"{name}_whole", numbers.to(kind))
+            self.register_buffer(f"{name}_scale", scale)
+            self.register_buffer(f"{name}_zero", torch.zeros_like(scale, dtype=kind))
 
     def forward(self, x: Tensor) -> Tensor:
-        held = {name: buffer for name, buffer in self.named_buffers() if "." not in name}
-        given = {
-            name: _dequantized(held[f"{name}_whole"], held[f"{name}_scale"], held[f"{name}_zero"])
-            for name in ("weight", "bias")
-            if f"{name}_whole" in held
-        }
-        out: Tensor = torch.func.functional_call(self.layer, given, (x,))
-        return out
+        parts = ("whole", "scale", "zero")
+        given = {n: _dequantized(*(self.get_buffer(f"{n}_{part}") for part in parts)) for n in self.names}
+        return torch.func.functional_call(self.layer, given, (x,))

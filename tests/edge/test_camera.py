@@ -78,8 +78,8 @@ def test_the_square_that_the_network_sees_is_drawn(file: Path, tmp_path: Path) -
     shot = next(iter(watch(Deployed(file), filmed(tmp_path / "film.avi"))))
     pixels = np.asarray(shot.picture)
     yellow = (pixels == (255, 255, 0)).all(2)
-    assert set(np.flatnonzero(yellow.mean(0) > 0.9)) == {48, 49, 238, 239}  # the middle 192 of 288
-    assert set(np.flatnonzero(yellow[:, 48:240].mean(1) > 0.9)) == {0, 1, 190, 191}
+    assert set(np.flatnonzero(yellow.mean(0) > 0.8)) == {48, 49, 238, 239}  # the middle 192 of 288
+    assert set(np.flatnonzero(yellow[:, 48:240].mean(1) > 0.8)) == {0, 1, 190, 191}
     assert (pixels[4:60, 54:150] == 255).all(2).sum() > 50  # white letters
 
 

@@ -52,7 +52,8 @@ def time_arms(parameters: dict[str, Any], seed: int, workdir: Path) -> dict[str,
     ----------
     parameters : dict
         `network`, `pruned`, `data`: as for `arms`. `batch`, `threads`, `runs`, `sustained`: as for `cdlib.edge.bench`.
-        `size`, for a network that is not trained: the side to which the images are enlarged.
+        `size`, for a network that is not trained: the side to which the images are enlarged. `engines`, by default
+        PyTorch and onnxruntime.
     seed : int
         Of weights and calibration.
     workdir : Path
@@ -61,7 +62,7 @@ def time_arms(parameters: dict[str, Any], seed: int, workdir: Path) -> dict[str,
     Returns
     -------
     dict
-        By arm, in PyTorch for the two of floats and in onnxruntime for all: ``p50_ms``, ``p95_ms``, ``p99_ms``,
+        By arm, in PyTorch for the two of floats and in the other engines for all: ``p50_ms``, ``p95_ms``, ``p99_ms``,
         ``images_per_s``, ``load_ms``, ``first_ms``, ``peak_bytes``, ``file_bytes``, ``in_float``, and by how much it is
         ``faster`` than the dense network in PyTorch, with the 95 % interval. `accuracy` on the test split, of networks
         that were trained. `instructions` of the processor, `others`: cores that other processes kept busy.
@@ -70,7 +71,7 @@ def time_arms(parameters: dict[str, Any], seed: int, workdir: Path) -> dict[str,
     if "size" in parameters:
         dataset = _enlarged(dataset, parameters["size"], max(128, parameters["batch"]))
     nets = arms(parameters["network"], parameters["pruned"], dataset, seed)
-    options = {key: parameters[key] for key in ("threads", "runs", "sustained")}
+    options = {key: parameters[key] for key in ("threads", "runs", "sustained", "engines") if key in parameters}
     found = edge.bench(nets, dataset.test.input(parameters["batch"]), **options)
     kept = {name: arm for name, arm in found.arms.items() if not ("int8" in name and name.endswith("eager"))}
     first = "dense, eager"

@@ -41,8 +41,8 @@ def quantize_network(parameters: dict[str, Any], seed: int, workdir: Path) -> di
 
         `prune`, for a network that is pruned before: a dict with the `name`, "ranking" or "unstructured", the options
         of that function of `cdlib.pruning`, and the `recipe` of the training that follows. A recipe may `distill` from
-        the network as it ships. With `options`, of `cdlib.models.build`, its weights go into a network built with these
-        before that: ReLU in place of GELU, for example.
+        the network as it ships, or from another that does, the `teacher`. With `options`, of `cdlib.models.build`, its
+        weights go into a network built with these before that: ReLU in place of GELU, for example.
 
         `name`: under which the result is kept, as ``results/networks/NAME.cdlib``.
     seed : int
@@ -70,9 +70,10 @@ def quantize_network(parameters: dict[str, Any], seed: int, workdir: Path) -> di
     def trained(by: Any, network: nn.Module, chosen: Any, checkpoint: str = "checkpoint", **options: Any) -> Any:
         """Train by a function, with the network as it ships as teacher if the recipe asks for one."""
         options |= {"seed": seed, "checkpoint": workdir / f"{checkpoint}.pt", "progress": False}
-        return by(network, dataset, chosen, teacher=shipped if chosen.distill else None, **options)
+        return by(network, dataset, chosen, teacher=teacher if chosen.distill else None, **options)
 
-    shipped = model
+    other = parameters.get("prune", {}).get("teacher")
+    teacher = models.trained(other) if other else model
     if "prune" in parameters:
         model, tuned = _pruned(model, dataset, dict(parameters["prune"]), seed)
         trained(train.fit, model, tuned, "pruned")
@@ -105,6 +106,7 @@ def quantize_network(parameters: dict[str, Any], seed: int, workdir: Path) -> di
 def _pruned(model: nn.Module, dataset: data.Dataset, how: dict[str, Any], seed: int) -> tuple[nn.Module, Recipe]:
     """A network that is pruned and is to be trained by a recipe."""
     name, recipe = how.pop("name"), Recipe().changed(how.pop("recipe"))
+    how.pop("teacher", None)
     check_choice("prune", name, ("ranking", "unstructured"))
     if options := how.pop("options", {}):
         card: models.Card = getattr(model, models.CARD)

@@ -43,7 +43,14 @@ def test_a_way_is_measured_as_a_file_and_in_a_runtime(name: str, tmp_path: Path)
     ("prune", "way"),
     [
         (
-            {"name": "ranking", "target": 0.5, "by": "l2", "resource": "macs", "options": {"relu": True}},
+            {
+                "name": "ranking",
+                "target": 0.5,
+                "by": "l2",
+                "resource": "macs",
+                "options": {"relu": True},
+                "teacher": "resnet-mini",
+            },
             {"name": "static"},
         ),
         ({"name": "unstructured", "conv": 0.7, "linear": 0.7, "by": "l1"}, {"name": "share", "bits": 3}),

@@ -98,7 +98,7 @@ def test_a_file_is_read_in_one_sitting(path: Path) -> None:
 def test_the_package_stays_small_enough_to_read() -> None:
     """What CONTRIBUTING allows. Whoever needs more gives the reason there."""
     new = {room: lines(f"cdlib/{room}") for room in ("quantization", "edge", "lowrank", "distill")}
-    assert new["quantization"] <= 1545
+    assert new["quantization"] <= 1640
     assert new["edge"] <= 1530
     assert new["lowrank"] + new["distill"] <= 1000
     assert lines("cdlib/study") <= 2400

@@ -14,7 +14,7 @@ from cdlib.complexity import profile
 from cdlib.data import Split, batches
 from cdlib.errors import CdlibError, check_whole, unknown
 from cdlib.graph import ExampleInput
-from cdlib.quantization.placing import Quantized
+from cdlib.quantization.placing import Quantized, check_quantized
 from cdlib.quantization.quantizers import QuantizedLayer, Quantizer
 from cdlib.quantization.ranges import set_weight_range
 from cdlib.torch_state import copied, packed_bytes
@@ -44,6 +44,7 @@ class Mixture:
     """
 
     def __init__(self, model: Quantized, judge: Split) -> None:
+        check_quantized(model)
         self.model, self.judge, self.evaluations = copied(model), judge, 0
         self.layers = self.model.layers()
         self.sizes = {name: layer.weight().numel() for name, layer in self.layers.items()}
@@ -114,6 +115,9 @@ def apply(model: Quantized, bits: Mapping[str, int]) -> Quantized:
 
     A CdlibError for a layer that is unknown, and for bits that are not 2 to 8. Layers that are not named keep theirs.
     """
+    check_quantized(model)
+    if not isinstance(bits, Mapping):
+        raise CdlibError(f"bits={bits!r}: give the bits of each layer by its name.")
     network = copied(model)
     layers = network.layers()
     for name, width in bits.items():
@@ -121,6 +125,7 @@ def apply(model: Quantized, bits: Mapping[str, int]) -> Quantized:
             raise unknown("layer", name, layers)
         check_whole("bits", width, WIDTHS[0], WIDTHS[-1])
         layers[name].weights = _of_weights(layers[name], width)
+        layers[name].make_room()
     network.plan = {**network.plan, "bits": network.bits}
     return network.eval()
 

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from cdlib.quantization.placing import AFTER, LAYERS, SAME_NUMBERS, kind_of
+from cdlib.quantization.folding import AFTER, LAYERS, SAME_NUMBERS, kind_of
 
 ROUNDS = 20
 

@@ -14,30 +14,17 @@ from typing import Any
 import torch
 from torch import fx, nn
 from torch.nn import functional as F
-from torch.nn.modules.batchnorm import _BatchNorm
-from torch.nn.utils.fusion import fuse_conv_bn_weights, fuse_linear_bn_weights
 
 from cdlib.errors import CdlibError, unknown
 from cdlib.models import RECIPE
+from cdlib.quantization.folding import AFTER, LAYERS, SAME_NUMBERS, calls_of, fold, kind_of, relu_before_pools, traced
 from cdlib.quantization.quantizers import QuantizedLayer, QuantizedSum, Quantizer
 from cdlib.surgery import HISTORY
-from cdlib.text import one_line
-from cdlib.torch_state import check_module, check_numbers, copied, tensors_of
+from cdlib.torch_state import check_module, check_numbers, tensors_of
 
-LAYERS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
-NORMS = (nn.LayerNorm, nn.GroupNorm, _BatchNorm)
-AFTER = {nn.ReLU, nn.ReLU6, F.relu, F.relu6, torch.relu, "relu", "relu_"}
 _SUMS = {operator.add, operator.iadd, torch.add, "add", "add_"}
 _MEANS = {nn.AdaptiveAvgPool2d, F.adaptive_avg_pool2d}
-_POOLS = {nn.MaxPool1d, nn.MaxPool2d, nn.AdaptiveMaxPool2d, F.max_pool2d, F.adaptive_max_pool2d}
-_MOVES = {nn.Flatten, nn.Identity, nn.Dropout, nn.Dropout2d, F.dropout, torch.flatten, torch.permute, torch.reshape}
-_MOVES |= {"flatten", "permute", "reshape", "view", "transpose", "contiguous", "squeeze", "unsqueeze"}
-SAME_NUMBERS = _POOLS | _MOVES
-
-
-class _Tracer(fx.Tracer):
-    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        return isinstance(m, (*LAYERS, *NORMS)) or super().is_leaf_module(m, module_qualified_name)
+_SIZES = {"size", "dim", "numel"}
 
 
 class Quantized(nn.Module):
@@ -86,6 +73,7 @@ def prepared(
     per_channel: bool,
     keep: Collection[str] = (),
     norms: Collection[str] | None = None,
+    rows: Collection[str] = (),
     change: Callable[[fx.GraphModule], Any] | None = None,
 ) -> Quantized:
     """Return a copy of a network, in evaluation mode, with quantizers that have no ranges yet.
@@ -102,6 +90,9 @@ def prepared(
         Names of layers that stay in float32.
     norms : collection of str, optional
         The batch norms to fold into the layers before them; by default all that can be.
+    rows : collection of str, optional
+        Batch norms that see linear layers' outputs of more than two dimensions, whose features are not what they scale:
+        these stay.
     change : callable, optional
         What is done to the folded network before quantizers are placed, such as `equalise`.
 
@@ -115,14 +106,16 @@ def prepared(
     if isinstance(model, Quantized):
         raise CdlibError("the network is quantized already: give it other bits by apply, or train it further by train.")
     check_plain(model)
-    net = _traced(model)
-    folded = _fold(net, norms)
-    _before_pools(net)
+    net = traced(model)
+    folded = fold(net, norms, rows)
+    relu_before_pools(net)
     if change is not None:
         change(net)
-    modules, calls = dict(net.named_modules()), _calls(net.graph)
+    modules, calls = dict(net.named_modules()), calls_of(net.graph)
     names = [name for name, module in modules.items() if isinstance(module, LAYERS) and calls.get(name)]
     given = bits if isinstance(bits, dict) else dict.fromkeys(names, bits)
+    if isinstance(keep, str):
+        raise CdlibError(f"keep={keep!r}: give a list of names.")
     for name in (*keep, *given):
         if name not in names:
             raise unknown("layer", name, names)
@@ -148,85 +141,43 @@ def prepared(
     return quantized.eval()
 
 
+def check_quantized(model: object) -> None:
+    """Raise unless something is a network that was quantized."""
+    if not isinstance(model, Quantized):
+        raise CdlibError(
+            f"model is {type(model).__name__!r}, not quantized: give what cdlib.quantization.static returns."
+        )
+
+
 def check_plain(model: nn.Module) -> None:
     """Raise unless a network is of float32 and its convolutions and linear layers have weights of their own."""
     for name, tensor in tensors_of(model).items():
         if tensor.is_floating_point() and tensor.dtype != torch.float32:
             raise CdlibError(f"{name} is {str(tensor.dtype).removeprefix('torch.')}: give the network in float32.")
+    owners: dict[int, str] = {}
     for name, layer in model.named_modules():
-        if isinstance(layer, LAYERS) and "weight" not in layer._parameters:
+        if not isinstance(layer, LAYERS):
+            continue
+        if "weight" not in layer._parameters:
             raise CdlibError(
                 f"{name} has weights that something computes, such as masks or a codebook: make them permanent first."
             )
-
-
-def _traced(model: nn.Module) -> fx.GraphModule:
-    network = copied(model).eval()
-    for path, module in list(network.named_modules()):
-        if isinstance(module, _BatchNorm) and hasattr(module, "act"):  # timm's norm with an activation
-            norm = nn.BatchNorm2d(module.num_features, module.eps, affine=module.affine).eval()
-            norm.load_state_dict(module.state_dict(), strict=False)
-            network.set_submodule(path, nn.Sequential(norm, module.get_submodule("act")))
-    try:
-        return fx.GraphModule(network, _Tracer().trace(network))
-    except Exception as error:
-        raise CdlibError(
-            f"{type(model).__name__} cannot be traced by torch.fx ({one_line(error)}): its forward may not branch on "
-            "what tensors hold."
-        ) from error
-
-
-def _fold(net: fx.GraphModule, only: Collection[str] | None) -> list[str]:
-    """Fold batch norms into the layers before them, in place; returns their names.
-
-    A norm behind max pooling is folded too where all its scales are positive: the largest of scaled numbers is the
-    scaled largest.
-    """
-    modules: dict[Any, Any] = dict(net.named_modules())
-    calls, done = _calls(net.graph), []
-    for node in list(net.graph.nodes):
-        norm = modules.get(node.target) if node.op == "call_module" else None
-        if not isinstance(norm, _BatchNorm) or norm.running_mean is None:
-            continue
-        source, positive = node.args[0], norm.weight is None or bool((norm.weight > 0).all())
-        while kind_of(source, modules) in _POOLS and len(source.users) == 1 and positive:
-            source = source.args[0]
-        layer: Any = modules.get(source.target) if source.op == "call_module" else None
-        alone = isinstance(layer, LAYERS) and len(source.users) == 1 and calls[source.target] == calls[node.target] == 1
-        if alone and (only is None or node.target in only):
-            fuse: Any = fuse_linear_bn_weights if isinstance(layer, nn.Linear) else fuse_conv_bn_weights
-            of_norm = (norm.running_mean, norm.running_var, norm.eps, norm.weight, norm.bias)
-            fused = fuse(layer.weight, layer.bias, *of_norm)
-            layer.weight, layer.bias = (nn.Parameter(tensor.detach()) for tensor in fused)
-            node.replace_all_uses_with(node.args[0])
-            net.graph.erase_node(node)
-            done.append(node.target)
-    net.delete_all_unused_submodules()
-    net.recompile()
-    return done
-
-
-def _before_pools(net: fx.GraphModule) -> None:
-    """Move each ReLU before the max pooling it follows, in place: behind a layer, it costs no rounding of its own."""
-    modules = dict(net.named_modules())
-    for node in list(net.graph.nodes):
-        while kind_of(node, modules) in AFTER:
-            pool = node.args[0]
-            if kind_of(pool, modules) not in _POOLS or len(pool.users) > 1:
-                break
-            node.replace_all_uses_with(pool)
-            node.args = (pool.args[0], *node.args[1:])
-            pool.replace_input_with(pool.args[0], node)
-            pool.prepend(node)
-    net.recompile()
+        if (other := owners.setdefault(id(layer.weight), name)) != name:
+            raise CdlibError(f"{name} and {other} share their weights: give each its own copy of them first.")
 
 
 def _place(net: fx.GraphModule, modules: dict[str, nn.Module], layers: Collection[str]) -> None:
     """Put a quantizer behind whatever an integer operator reads or writes, in place."""
     on_grid: set[fx.Node] = set()
     added: list[fx.Node] = []
+    numbers: set[fx.Node] = set()  # sizes, and what is worked out from them: no tensors
     for node in list(net.graph.nodes):
         kind = kind_of(node, modules)
+        if kind in _SIZES or (kind is getattr and node.args[1] in ("shape", "ndim")):
+            numbers.add(node)
+        elif node.op == "call_function" and node.all_input_nodes and numbers.issuperset(node.all_input_nodes):
+            numbers.add(node)
+            continue
         two = len(node.args) == 2 and not node.kwargs and all(isinstance(arg, fx.Node) for arg in node.args)
         sums = two and kind in _SUMS
         if kind in SAME_NUMBERS and node.args and node.args[0] in on_grid:
@@ -272,16 +223,3 @@ def _rounded(net: fx.GraphModule, node: fx.Node, on_grid: set[fx.Node]) -> None:
     node.replace_all_uses_with(quantizer)
     quantizer.args = (node,)
     on_grid.update({node, quantizer})
-
-
-def kind_of(node: fx.Node, modules: dict[str, nn.Module]) -> Any:
-    """The class of the module that a node calls, or the function, or the name of the method."""
-    return type(modules[node.target]) if node.op == "call_module" and node.target in modules else node.target
-
-
-def _calls(graph: fx.Graph) -> dict[str, int]:
-    found: dict[str, int] = {}
-    for node in graph.nodes:
-        if node.op == "call_module":
-            found[node.target] = found.get(node.target, 0) + 1
-    return found

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Collection, Iterable, Iterator
 
 import torch
@@ -14,7 +15,8 @@ from cdlib.quantization.placing import Quantized, prepared
 from cdlib.quantization.quantizers import QuantizedLayer
 from cdlib.quantization.ranges import RANGES, set_ranges, set_weight_range
 from cdlib.text import one_line
-from cdlib.torch_state import device_of
+from cdlib.torch_state import check_module, device_of
+from cdlib.train import evaluating
 
 BATCH = 100
 """Calibration images that run at a time."""
@@ -70,11 +72,13 @@ def static(
         bits that are not 2 to 8, and names of layers that are unknown.
     """
     check_choice("ranges", ranges, RANGES)
+    check_module(model)
     images = _images(calibration).to(device_of(model))
     for value in bits.values() if isinstance(bits, dict) else [bits]:
         check_whole("bits", value, 2, 8)
     change = equalise if equalised else None
-    quantized = prepared(model, bits, per_channel=per_channel, keep=keep, change=change)
+    rows = _sequences(model, images[:2])
+    quantized = prepared(model, bits, per_channel=per_channel, keep=keep, rows=rows, change=change)
     quantized.plan["equalised"] = equalised
 
     @torch.no_grad()
@@ -91,9 +95,28 @@ def static(
     set_ranges(quantized.activations(), run, ranges)
     for layer in quantized.layers().values():
         set_weight_range(layer.weights, layer.weight(), ranges)
+        layer.make_room()
     if correct_bias:
         _correct(quantized, run)
     return quantized
+
+
+def _sequences(model: nn.Module, images: Tensor) -> set[str]:
+    """The names of `BatchNorm1d` modules whose inputs have three dimensions."""
+    found: set[str] = set()
+    norms = [(name, module) for name, module in model.named_modules() if isinstance(module, nn.BatchNorm1d)]
+    if not norms or any(t.is_meta for t in model.parameters()):
+        return found
+
+    def see(name: str) -> Callable[..., None]:
+        return lambda _, inputs: found.add(name) if inputs[0].dim() > 2 else None
+
+    handles = [module.register_forward_pre_hook(see(name)) for name, module in norms]
+    with contextlib.suppress(Exception), evaluating(model):  # what is wrong with it shows in the calibration
+        model(images)
+    for handle in handles:
+        handle.remove()
+    return found
 
 
 def _correct(quantized: Quantized, run: Callable[[], Iterable[None]]) -> None:

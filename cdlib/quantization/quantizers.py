@@ -212,6 +212,19 @@ class QuantizedLayer(nn.Module):
         """The scale of an input times that of a weight, float64, [] or [channels]."""
         return self.neighbours[0].scale.double() * self.weights.scale.double()
 
+    def make_room(self) -> None:
+        """Enlarge the scales of weights beside which the bias, in steps of products, would not fit into 32 bits.
+
+        Channels of zeros, whose scale changes nothing else, get one that is fine enough for their bias.
+        """
+        if self.layer.bias is None or not all(near.active for near in (self.weights, *self.neighbours)):
+            return
+        rows = torch.stack([self.bias().detach().abs(), self.weight().detach().flatten(1).abs().amax(1)]).double()
+        bias, most = rows if self.weights.scale.dim() else rows.amax(1)
+        bias = bias / self.neighbours[0].scale.double()
+        scale = self.weights.scale.maximum(bias / 2**30)
+        self.weights.scale.copy_(torch.where((most == 0) & (bias > 0), bias / 2**20, scale))
+
     def forward(self, x: Tensor) -> Tensor:
         """What the layer computes; float64 numbers where they are those of integers."""
         if self.training or not all(near.active for near in (self.weights, *self.neighbours)):

@@ -9,7 +9,8 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrize import is_parametrized, register_parametrization
 
 from cdlib.errors import CdlibError, check_whole, unknown
-from cdlib.quantization.placing import LAYERS, Quantized, check_plain
+from cdlib.quantization.folding import LAYERS
+from cdlib.quantization.placing import Quantized, check_plain
 from cdlib.torch_state import check_module, check_numbers, copied
 
 ROUNDS = 100

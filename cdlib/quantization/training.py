@@ -81,4 +81,6 @@ def train(
         for quantizer in quantizers:
             quantizer.stop_learning()
             quantizer.running = None
+    for layer in network.layers().values():
+        layer.make_room()
     return network.eval()

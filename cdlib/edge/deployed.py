@@ -9,7 +9,7 @@ import numpy as np
 from torch import nn
 
 from cdlib.data import Dataset
-from cdlib.edge.onnx_files import session
+from cdlib.edge.onnx_files import THREADS, session
 from cdlib.errors import CdlibError, check_whole
 from cdlib.models import CARD, Card
 from cdlib.text import one_line
@@ -35,7 +35,7 @@ class Deployed:
     """
 
     def __init__(self, path: str | Path, *, card: Card | None = None, threads: int = 1) -> None:
-        check_whole("threads", threads, 1)
+        check_whole("threads", threads, 1, THREADS)
         self.file = Path(path).expanduser()
         if not self.file.is_file():
             raise CdlibError(f"there is no file {self.file}: give an ONNX file that cdlib.edge.export wrote.")

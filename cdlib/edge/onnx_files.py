@@ -26,7 +26,7 @@ from cdlib.text import one_line
 from cdlib.torch_state import check_module
 from cdlib.train import evaluating
 
-OPSET = 21
+OPSET, THREADS = 21, 1024  # threads are the most that a runtime is asked for
 TOLERANCE = 1e-3
 """How far the outputs of a float32 file may be from the network's, as a share of the largest."""
 

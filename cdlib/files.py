@@ -22,8 +22,8 @@ def atomic(path: Path, *, new: bool = False) -> Iterator[BinaryIO]:
 
     The bytes go to a file `NAME.*.tmp` beside it, in a folder that must exist, are flushed to the disk, and the file is
     then renamed over `path`. If the block raises, the temporary file is removed and `path` stays as it was; only a kill
-    leaves a temporary file behind. With `new`, `path` is not replaced: of several writers one succeeds, and the others
-    get a FileExistsError.
+    leaves a temporary file behind. An OSError, also that of a full disk, names `path`. With `new`, `path` is not
+    replaced: of several writers one succeeds, and the others get a FileExistsError.
     """
     temporary = path.with_name(f"{path.name}.{uuid.uuid4().hex}.tmp")
     try:
@@ -35,8 +35,13 @@ def atomic(path: Path, *, new: bool = False) -> Iterator[BinaryIO]:
             _rename_to_new(temporary, path)
         else:
             os.replace(temporary, path)
+    except OSError as error:
+        if str(error.filename) in ("None", str(temporary)):
+            error.filename = str(path)
+        raise
     finally:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            temporary.unlink()
     with contextlib.suppress(OSError):  # the new name must reach the disk too, on systems that can see to it
         folder = os.open(path.parent, os.O_RDONLY)
         try:

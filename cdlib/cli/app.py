@@ -9,6 +9,7 @@ is imported inside the commands.
 
 from __future__ import annotations
 
+import errno
 import sys
 from collections.abc import Callable
 from typing import Annotated, Any
@@ -37,9 +38,9 @@ class _Commands(TyperGroup):
                 raise
             raise _end(2, f"error: no package {error.name}: pip install 'cnn-compression-book[train,book]'.") from error
         except OSError as error:
-            if error.filename is None:  # no file that the user could make accessible
-                raise
-            raise _end(2, f"error: {error.filename}: {error.strerror}.") from error
+            if error.filename is None and error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+                raise  # no file that the user could make accessible
+            raise _end(2, f"error: {error.filename or 'a temporary file'}: {error.strerror}.") from error
         except KeyboardInterrupt as error:
             raise _end(130, "interrupted") from error
 

@@ -160,5 +160,9 @@ def bench(
         raise cdlib.CdlibError(f"of {', '.join(models)} two have the same name: rename a file, or leave one out.")
     given: dict[str, Any] = {"engines": engine or ("eager", "onnxruntime"), "cores": chosen, "runs": runs}
     given |= {"threads": threads, "sustained": sustained, "progress": sys.stderr.isatty()}
-    made = cdlib.edge.bench(found, one.expand(batch, *one.shape[1:]).contiguous(), **given)
+    try:
+        images = one.repeat(batch, *[1] * (one.dim() - 1))
+    except RuntimeError as error:
+        raise cdlib.CdlibError(f"--batch {batch} images do not fit into memory: give fewer.") from error
+    made = cdlib.edge.bench(found, images, **given)
     print_json(made.facts()) if as_json else say(made)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import tempfile
 import time
@@ -17,10 +18,12 @@ from torch import Tensor, nn
 
 from cdlib import report
 from cdlib.edge.engines import Running, affinity, cold, runner, running
+from cdlib.edge.onnx_files import THREADS
 from cdlib.errors import CdlibError, check_choice, check_whole
+from cdlib.train import evaluating
 
-DRAWS = 2_000
-"""Of the bootstrap."""
+DRAWS, ROUNDS = 2_000, 10
+"""Of the bootstrap; and how many rounds a difference needs to be called real."""
 
 
 @dataclass(frozen=True)
@@ -46,14 +49,16 @@ class Ratio:
     value: float
     low: float  #: Of the 95 % interval, by bootstrap over rounds,
     high: float
+    rounds: int  #: How many there were.
 
     @property
     def real(self) -> bool:
-        """Whether the interval leaves out 1."""
-        return not self.low <= 1 <= self.high
+        """Whether the interval leaves out 1, and comes from at least `ROUNDS` rounds."""
+        return self.rounds >= ROUNDS and not self.low <= 1 <= self.high
 
     def __str__(self) -> str:
         said = "" if self.real else ": no difference shown"
+        said += f", by {self.rounds} rounds: take at least {ROUNDS}" if self.rounds < ROUNDS else ""
         return f"{self.value:.2f} ({self.low:.2f} to {self.high:.2f}){said}"
 
 
@@ -78,10 +83,15 @@ class Bench:
         for name in (arm, to):
             check_choice("arm", name, self.arms)
         one, other = self.arms[arm].times, self.arms[to].times
-        rounds = np.random.default_rng(seed).integers(len(one), size=(DRAWS, len(one)))
+        # What disturbs a machine lasts for some rounds, so neighbours are alike: blocks of them are drawn, not rounds
+        # (moving blocks, Künsch 1989, Annals of Statistics 17, 1217-1241). Of few rounds there are too few blocks.
+        count = len(one)
+        block = round(count ** (1 / 3)) if count >= 30 else 1
+        starts = np.random.default_rng(seed).integers(count - block + 1, size=(DRAWS, -(-count // block), 1))
+        rounds = (starts + np.arange(block)).reshape(DRAWS, -1)[:, :count]
         drawn = np.median(one[rounds], axis=1) / np.median(other[rounds], axis=1)
         low, high = np.quantile(drawn, [0.025, 0.975])
-        return Ratio(float(np.median(one) / np.median(other)), float(low), float(high))
+        return Ratio(float(np.median(one) / np.median(other)), float(low), float(high), count)
 
     def table(self) -> pd.DataFrame:
         """Return a row for each arm: milliseconds, images per second, megabytes, cores."""
@@ -142,7 +152,7 @@ def bench(
     cores : tuple of int, optional
         On which alone this process may run meanwhile.
     runs : int, default 100
-        Rounds; in each, every arm is called once.
+        Rounds; in each, every arm is called once. Fewer than `ROUNDS` show no difference.
     sustained : float, default 1
         Seconds of unbroken load for each arm afterwards; some minutes show whether the machine gets hot.
     fresh : bool, default True
@@ -155,11 +165,12 @@ def bench(
         If there is nothing to measure, a value is out of range, or an engine cannot run a network.
     """
     check_whole("runs", runs, 2)
-    check_whole("threads", threads, 1)
-    if not sustained > 0:
+    check_whole("threads", threads, 1, THREADS)
+    if not (sustained > 0 and math.isfinite(sustained)):
         raise CdlibError(f"sustained={sustained!r}: give seconds, more than 0.")
     wanted = list(engines)
     with ExitStack() as stack:
+        stack.enter_context(evaluating(*(network for network in networks.values() if isinstance(network, nn.Module))))
         stack.enter_context(report.threads(threads))
         stack.enter_context(affinity(cores))
         ready: dict[str, Running] = {}

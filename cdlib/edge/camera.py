@@ -44,12 +44,13 @@ def watch(deployed: Deployed, source: str | Path, output: Path | None = None) ->
         spent = (time.perf_counter_ns() - start) / 1e6
         picture = _drawn(frame, f"{label}\n{100 * confidence:.0f} %, {spent:.1f} ms", deployed.card.shape)
         if output is not None:
+            picture.save(jpeg := io.BytesIO(), "JPEG", quality=90)  # Pillow takes half a write to a full disk for whole
             try:
                 if not count:
                     output.mkdir()
                     _add_line(output, ("frame", "label", "confidence", "milliseconds"))
                 with files.atomic(output / f"{name}.jpg") as out:
-                    picture.save(out, "JPEG", quality=90)
+                    out.write(jpeg.getvalue())
                 _add_line(output, (name, label, f"{confidence:.6f}", f"{spent:.3f}"))
             except OSError as error:
                 raise CdlibError(

@@ -9,7 +9,7 @@ import numpy as np
 from torch import nn
 
 from cdlib.data import Dataset
-from cdlib.edge.onnx_files import session
+from cdlib.edge.onnx_files import THREADS, session
 from cdlib.errors import CdlibError, check_whole
 from cdlib.models import CARD, Card
 from cdlib.text import one_line
@@ -35,7 +35,7 @@ class Deployed:
     """
 
     def __init__(self, path: str | Path, *, card: Card | None = None, threads: int = 1) -> None:
-        check_whole("threads", threads, 1)
+        check_whole("threads", threads, 1, THREADS)
         self.file = Path(path).expanduser()
         if not self.file.is_file():
             raise CdlibError(f"there is no file {self.file}: give an ONNX file that cdlib.edge.export wrote.")
@@ -72,12 +72,12 @@ class Deployed:
         Parameters
         ----------
         image : PIL image, path, or uint8 array [height, width] or [height, width, 3] of RGB
-            Of any size.
+            Of any size; grey of 16 bits, also as a uint16 array [height, width], is scaled to 8.
 
         Raises
         ------
         CdlibError
-            If it is not a picture.
+            If it is not a picture of 8 or 16 bits.
         """
         from PIL import Image, ImageOps
 
@@ -131,9 +131,16 @@ def opened(image: Any, mode: str = "RGB") -> Any:
 
     try:
         picture = image if isinstance(image, Image.Image) else None
+        if isinstance(image, np.ndarray) and image.dtype not in (np.uint8, np.uint16):
+            raise CdlibError(f"an array of {image.dtype}, give uint8")
         if picture is None:
             picture = Image.fromarray(image) if isinstance(image, np.ndarray) else Image.open(image)
-        return ImageOps.exif_transpose(picture).convert(mode)
+        picture = ImageOps.exif_transpose(picture)
+        if picture.mode[0] in "FI":  # what Pillow would clip at 255
+            if picture.mode == "F" or picture.getextrema()[1] > 65535:
+                raise CdlibError("its numbers are floats or of 32 bits, give 8 or 16")
+            picture = Image.fromarray((np.asarray(picture) / 257).round().astype(np.uint8))
+        return picture.convert(mode)
     except Exception as error:
         what = image if isinstance(image, str | Path) else "this"
         raise CdlibError(f"{what} is no picture: {one_line(error)}.") from error

@@ -57,7 +57,7 @@ def running(network: nn.Module | str | Path, engine: str, images: Tensor, thread
     Parameters
     ----------
     network : nn.Module or path
-        A path is that of a file, which `runner` says what alone runs; a module is exported for it.
+        A path is that of a file, which `runner` says what alone runs; a module, in evaluation mode, is exported for it.
     engine : str
         One of `ENGINES`.
     images : Tensor [n, ...]
@@ -74,14 +74,14 @@ def running(network: nn.Module | str | Path, engine: str, images: Tensor, thread
     """
     check_choice("engine", engine, ENGINES)
     if isinstance(network, nn.Module):
-        model = network.eval()
         if engine in ("eager", "compile"):
             file = folder / "network.pt"
             with contextlib.suppress(Exception):  # a class of a notebook cannot be pickled: then nothing is cold
-                torch.save(model, file)
-            return Running(engine, file, _torch(model, engine, images))
+                torch.save(network, file)
+            return Running(engine, file, _torch(network, engine, images))
+        module = network
         network = folder / ("network.pte" if engine == "executorch" else "network.onnx")
-        export(model, torch.cat([images, images]), network, batch=len(images))
+        export(module, torch.cat([images, images]), network, batch=len(images))
     network = Path(network)
     if engine != runner(network):
         raise CdlibError(f"{network}: {engine} does not run such a file; give the module, or {runner(network)}.")
@@ -159,8 +159,13 @@ def _opened(file: Path, images: Tensor, threads: int, folder: Path | None = None
         import onnx
 
         kinds = [node.op_type for node in onnx.load(fused).graph.node] if fused else []
-    given = {running.get_inputs()[0].name: images.numpy()}
-    return partial(running.run, None, given), dict(Counter(kinds).most_common())
+    call = partial(running.run, None, {running.get_inputs()[0].name: images.numpy()})
+    try:
+        call()
+    except Exception as error:
+        takes = ", ".join(f"{given.type} {given.shape}" for given in running.get_inputs())
+        raise CdlibError(f"{file} takes {takes}, so it cannot run on {[*images.shape]}: {one_line(error)}.") from error
+    return call, dict(Counter(kinds).most_common())
 
 
 def _resident() -> dict[str, int]:

@@ -14,11 +14,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from cdlib import files
 from cdlib.edge import pte_files
-from cdlib.errors import CdlibError, check_whole
+from cdlib.errors import CdlibError, check_share, check_whole
 from cdlib.models import CARD, Card
 from cdlib.quantization import Quantized, QuantizedLayer, Quantizer
 from cdlib.report import instructions
@@ -26,7 +26,7 @@ from cdlib.text import one_line
 from cdlib.torch_state import check_module
 from cdlib.train import evaluating
 
-OPSET = 21
+OPSET, THREADS = 21, 1024  # threads are the most that a runtime is asked for
 TOLERANCE = 1e-3
 """How far the outputs of a float32 file may be from the network's, as a share of the largest."""
 
@@ -48,31 +48,34 @@ def export(
     Parameters
     ----------
     model : nn.Module
-        Float32, or quantized by `cdlib.quantization`; `torch.export` must be able to trace it.
+        Float32, or quantized by `cdlib.quantization`; it returns one tensor, and `torch.export` can trace it.
     images : Tensor [n, ...]
-        At least two, on which both are compared.
+        At least two, of finite floats, on which both are compared.
     path : str or Path
         Of the file; one that is there is replaced. A name that ends in ``.pte`` makes a program of ExecuTorch for
         XNNPACK's kernels (``pip install executorch``); any other an ONNX file, which takes batches of any size.
     card : cdlib.models.Card, optional
         What the network takes and says. It goes into an ONNX file's metadata, where `cdlib.edge.Deployed` reads it.
     tolerance : float, default 1e-3
-        For a float network, of the largest difference divided by the largest output. A quantized one must give the same
-        class for 99.9 % of the images, not counting those whose two best classes are within two steps.
+        For a float network, from 0 to below 1, of the largest difference divided by the largest output. A quantized one
+        must give for 99.9 % of the images a class whose output is within two steps of the largest, or, if it gives one
+        number, this number within two steps. If its outputs are computed in float32, they may still follow inner ones
+        that round to a neighbour, and a step is 1/255 of their range with zero, as 8 bits would have it.
     batch : int, default 1
         How many images a ``.pte`` takes at a time: so many, neither fewer nor more.
 
     Returns
     -------
     float
-        The largest difference of outputs; for a quantized network in steps of its last quantizer.
+        The largest difference of outputs; for a quantized network in steps.
 
     Raises
     ------
     CdlibError
         If onnx, onnxscript and onnxruntime, or executorch, are not installed, the network cannot be exported or does
-        not fit its card, a ``.pte`` is to hold a card, or the file computes something else: on a CPU without VNNI, sums
-        of 8-bit weights may saturate in onnxruntime, and 7 bits are the cure. Then nothing is written.
+        not fit its card, a ``.pte`` is to hold a card, an input or output is not finite, or the file computes something
+        else: on a CPU without VNNI, sums of 8-bit weights may saturate in onnxruntime, and 7 bits are the cure. Then
+        nothing is written.
     """
     target, to_pte = Path(path).expanduser(), Path(path).suffix == ".pte"
     needed = ("executorch",) if to_pte else ("onnx", "onnxscript", "onnxruntime")
@@ -82,10 +85,14 @@ def export(
     except ImportError as error:
         raise CdlibError(f"{error.name} is not installed: pip install {' '.join(needed)}.") from error
     check_whole("batch", batch, 1)
+    check_share("tolerance", tolerance)
     if not isinstance(images, Tensor) or images.dim() < 2 or len(images) < 2:
         raise CdlibError("give at least two images, [n, channels, ...], to compare the file and the network on.")
-    if not target.parent.is_dir():
-        raise CdlibError(f"there is no folder {target.parent}: give the path of a file in a folder that exists.")
+    if not images.is_floating_point() or not images.isfinite().all():
+        raise CdlibError(f"the images are {images.dtype} or not all finite: give floats as the network takes them.")
+    if target.is_dir() or not target.parent.is_dir():
+        what = f"{target} is a folder" if target.is_dir() else f"there is no folder {target.parent}"
+        raise CdlibError(f"{what}: give the path of a file in a folder that exists.")
     if to_pte and card is not None:
         raise CdlibError(f"{target.name} has no room for a card, as a .pte: leave the card out, or write an .onnx.")
     check_module(model)
@@ -93,9 +100,8 @@ def export(
         file = Path(folder) / f"network{target.suffix}"
         with _one_line(model, "ExecuTorch" if to_pte else "ONNX"):
             pte_files.write(model, images, file, batch) if to_pte else _write(model, images[:2], file, card)
+        wanted = _wanted(model, images)
         found = pte_files.outputs(file, images, batch) if to_pte else _outputs(file, images)
-        with evaluating(model):
-            wanted = torch.cat([model(part) for part in images.split(100)]).numpy()
         if card is not None and ([*images.shape[1:]], wanted.shape[1:]) != (card.shape, (len(card.classes),)):
             raise CdlibError(
                 f"the card says {card.shape} and {len(card.classes)} classes, but the network takes "
@@ -107,21 +113,50 @@ def export(
     return difference
 
 
+def _wanted(model: nn.Module, images: Tensor) -> np.ndarray:
+    """Return what a network computes; a CdlibError if that cannot be compared."""
+    with evaluating(model):
+        parts = [model(part) for part in images.split(100)]
+    if not isinstance(parts[0], Tensor) or not parts[0].is_floating_point():
+        raise CdlibError(f"{type(model).__name__} returns {type(parts[0]).__name__}: export takes one float tensor.")
+    wanted = torch.cat(parts).numpy()
+    if not np.isfinite(wanted).all():
+        raise CdlibError(f"{type(model).__name__} gives NaN or infinity for these images: look at its weights.")
+    return wanted
+
+
 def _compared(model: nn.Module, found: np.ndarray, wanted: np.ndarray, tolerance: float, runtime: str) -> float:
     """Return how far a runtime's outputs are from the network's; a CdlibError if that is too far."""
-    difference = float(np.abs(found - wanted).max())
+    differences = np.abs(found - wanted)
+    difference = float(differences.max())
     if isinstance(model, Quantized):
-        step = float(list(model.activations().values())[-1].scale)
+        step = _step(model, wanted)
         difference /= step
-        margin = np.diff(np.sort(wanted, 1)[:, -2:], axis=1)[:, 0]
-        same = float(((found.argmax(1) == wanted.argmax(1)) | (margin <= 2 * step)).mean())
-        if same < 0.999:
+        if wanted[0].size > 1:
+            said = np.take_along_axis(wanted, found.argmax(1, keepdims=True), 1)
+            differences = wanted.max(1, keepdims=True) - said
+        same = float((differences <= 2 * step).mean())
+        if not np.isfinite(difference) or same < 0.999:
             raise CdlibError(
                 f"{runtime} agrees with the network on {100 * same:.2f} % of {len(found)} images only{_why(runtime)}."
             )
-    elif difference > tolerance * np.abs(wanted).max():
+    elif not difference <= tolerance * np.abs(wanted).max():
         raise CdlibError(f"{runtime}'s outputs differ from the network's by {difference:.3g}: not written.")
     return difference
+
+
+def _step(model: Quantized, wanted: np.ndarray) -> float:
+    """The step of the quantizer that outputs come from; where they are computed in float32, that of 8 bits."""
+    modules: dict[Any, Any] = dict(model.net.named_modules())
+    node: Any = next(iter(reversed(model.net.graph.nodes)))
+    while isinstance(node, fx.Node):
+        if isinstance(quantizer := modules.get(node.target), Quantizer):
+            steps = wanted / float(quantizer.scale)
+            if np.abs(steps - steps.round()).max() < 0.01:  # nothing but moves between it and the outputs
+                return float(quantizer.scale)
+            break
+        node = node.args[0] if node.args else None
+    return float(max(wanted.max(), 0) - min(wanted.min(), 0)) / 255 or 1.0
 
 
 def _why(runtime: str) -> str:

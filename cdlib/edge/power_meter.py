@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 import os
 import time
 from collections.abc import Callable
@@ -50,8 +51,11 @@ def energy(
     Raises
     ------
     CdlibError
-        If no counter can be read and no watts are given.
+        If no counter can be read and no watts are given, or they or the seconds are no positive number.
     """
+    for name, value in (("watts", 1.0 if watts is None else watts), ("seconds", seconds)):
+        if not (value > 0 and math.isfinite(value)):
+            raise CdlibError(f"{name}={value!r}: give a positive number.")
     counters = [zone for zone in sorted(root.glob("intel-rapl:*")) if zone.name.count(":") == 1]
     before = _read(counters)
     if not before and watts is None:

@@ -7,6 +7,7 @@ JSON what the network is (`Card`). It is the artefact of a record, whose key the
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -48,9 +49,10 @@ class Card:
             numbers = [float(number) for number in (*card.mean, *card.std)]
         except (TypeError, ValueError) as error:
             raise CdlibError(f"the card of a network is damaged: {one_line(error)}.") from error
-        if len(sizes) != 3 or min(sizes) < 1 or len(numbers) != 2 * sizes[0] or not all(card.std) or not card.classes:
+        finite = all(map(math.isfinite, numbers)) and min(numbers[len(card.mean) :], default=0) > 0
+        if len(sizes) != 3 or min(sizes) < 1 or len(numbers) != 2 * sizes[0] or not finite or not card.classes:
             raise CdlibError(
-                f"the card of {card.name!r} does not fit together: shape {card.shape}, {len(card.mean)} means."
+                f"the card of {card.name!r} does not fit together: {card.shape}, mean {card.mean}, std {card.std}."
             )
         return card
 

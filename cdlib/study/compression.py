@@ -9,8 +9,7 @@ killed goes on from there.
 from __future__ import annotations
 
 import json
-import shutil
-import tempfile
+import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -33,6 +32,8 @@ AMOUNTS = (0.3, 0.5, 0.7, 0.85)
 CALIBRATION, DRAFT = 512, 16  # images
 MARGIN = 0.01
 BLOCK = 8  # channels that the kernels of runtimes compute together
+GIVEN = ("network.onnx", "report.html", "report.txt", "report.json")  # the last says that all is there
+OWN = r"(plan\.txt|float\.onnx|(int8|cut-[-\d.e]+)\.(json|onnx|pt))(\.\w+\.tmp)?"  # what may be removed from work/
 
 
 def compress(
@@ -93,7 +94,7 @@ def compress(
     ------
     CdlibError
         If a value is out of range; the network does not fit the data, or cannot be grouped, quantized or exported; the
-        folder cannot be written to, or holds a result, or the work of another run.
+        folder cannot be written to, holds a result or files of these names, or the work of another run.
     """
     from tqdm import tqdm
 
@@ -102,8 +103,8 @@ def compress(
         check_share("amount", share)
     limits = {"accuracy": min_accuracy, "file": max_bytes, "time": max_ms}
     ladder = _Ladder(model, dataset, Path(out).expanduser(), name, device, limits, (epochs, lr, bits, seed))
-    ladder.open(force, shares)
     rungs, advice = list[dict[str, Any]](), advise(ladder.counted, device, names=ladder.names)
+    ladder.open(force, shares)
     for share in tqdm(shares, unit="rung", disable=not progress):
         rungs.append(ladder.rung(share, advice.resource, last=share == shares[-1], progress=progress))
         missed = rungs[-1]["missed"]
@@ -114,7 +115,7 @@ def compress(
             advice = advise(ladder.counted, device, names=ladder.names, short=short)
     found = ladder.close(rungs, advice.reasons)
     if not keep:
-        shutil.rmtree(ladder.work)
+        ladder.clean()
     return found
 
 
@@ -147,20 +148,27 @@ class _Ladder:
                 raise CdlibError(f"the bound of {what} is {limit:g}: give a positive number, of accuracy one up to 1.")
 
     def open(self, force: bool, shares: list[float]) -> None:
-        """Make the folders, and see that they hold nothing else."""
-        try:
-            self.work.mkdir(parents=True, exist_ok=True)
-            tempfile.TemporaryFile(dir=self.work).close()
-        except OSError as error:
-            raise CdlibError(f"cannot write to {self.out}: {error.strerror}; give another folder.") from error
-        if (self.out / "report.json").exists() and not force:
-            raise CdlibError(f"{self.out} holds a result: give another folder, or --force to replace it.")
+        """See that the folders hold nothing else, and make them."""
         asked = json.dumps([self.name, self.limits, shares, self.options, self.dataset.fingerprint])
         mine, plan = digest([asked, *map(bytes_of, tensors_of(self.model).values())]), self.work / "plan.txt"
-        if plan.exists() and plan.read_text() != mine:
-            raise CdlibError(f"{self.work} holds the work of another run: remove it, or give another folder.")
-        with files.atomic(plan) as file:
-            file.write(mine.encode())
+        begun = plan.is_file()
+        if there := [n for n in GIVEN[3 * begun :] if (self.out / n).exists() and not force]:  # begun: they are its own
+            raise CdlibError(f"{self.out} holds a result, {there[0]}: give another folder, or --force to replace it.")
+        if plan.read_text() != mine if begun else self.work.is_dir() and any(self.work.iterdir()):
+            raise CdlibError(f"{self.work} holds the work of another run or your own: move it, or give another folder.")
+        try:
+            self.work.mkdir(parents=True, exist_ok=True)
+            with files.atomic(plan) as file:
+                file.write(mine.encode())
+        except OSError as error:
+            raise CdlibError(f"cannot write to {self.out}: {error.strerror}; give another folder.") from error
+
+    def clean(self) -> None:
+        """Remove what the ladder made in ``work/``, and the folder if nothing else is there."""
+        for path in [path for path in self.work.iterdir() if re.fullmatch(OWN, path.name)]:
+            path.unlink()
+        if not any(self.work.iterdir()):
+            self.work.rmdir()
 
     def rung(self, share: float, resource: str, *, last: bool, progress: bool) -> dict[str, Any]:
         """Return what a rung gives, made now or in an attempt before."""
@@ -219,11 +227,8 @@ class _Ladder:
         export(self.model, test.input(min(DRAFT, len(test))), whole)
         right, labels = _right(chosen, test), np.array(self.dataset.classes)[test.labels]
         tested = {
-            **{
-                "images": len(test),
-                "before": train.evaluate(self.model, test).accuracy,
-                "accuracy": float(right.mean()),
-            },
+            **{"images": len(test), "before": train.evaluate(self.model, test).accuracy},
+            "accuracy": float(right.mean()),
             "interval": report.wilson(int(right.sum()), len(right)),
             "by class": {c: float(right[labels == c].mean()) for c in self.dataset.classes if c in labels},
         }
@@ -234,13 +239,9 @@ class _Ladder:
             "before": {"accuracy": self.before, "file": whole.stat().st_size, "macs": self.counted.macs},
             **{"test": tested, "reasons": reasons, "options": self.options},
         }
-        texts = {"html": page(found, Deployed(chosen), test, self.seed), "txt": told(found)}
-        texts |= {"json": json.dumps(found, indent=2, ensure_ascii=False)}  # last: it says that all is there
-        written = {
-            "network.onnx": chosen.read_bytes(),
-            **{f"report.{kind}": text.encode() for kind, text in texts.items()},
-        }
-        for name, content in written.items():
+        whole_text = json.dumps(found, indent=2, ensure_ascii=False)
+        texts = page(found, Deployed(chosen), test, self.seed), told(found), whole_text
+        for name, content in zip(GIVEN, [chosen.read_bytes(), *(text.encode() for text in texts)], strict=True):
             with files.atomic(self.out / name) as file:
                 file.write(content)
         return found

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -100,3 +102,23 @@ def test_bad_input_ends_with_one_line_and_code_2(arguments: tuple[str, ...], mes
     assert done.exit_code == 2
     assert message in done.stderr and done.stderr.count("\n") == 1
     assert not Path("small.cdlib").exists()
+
+
+def test_a_full_disk_is_one_line_that_names_the_file(trained: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("onnxruntime")
+    before = sorted(Path().iterdir())
+    asked = ("vgg.cdlib", "--data", "digits", "-o")
+    done = run(*asked, name := 240 * "n" + ".onnx")  # the name of the temporary file is too long
+    assert done.exit_code == 2 and done.stderr == f"error: {name}: File name too long.\n", done.output
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    samples = CliRunner().invoke(app, ["print-samples", "--data", "digits", "-o", "small.pdf"])
+    for done, name in ((run(*asked, "small.onnx"), "small.onnx"), (samples, "small.pdf")):
+        assert done.exit_code == 2 and done.stderr == f"error: {name}: No space left on device.\n", done.output
+    monkeypatch.setattr(edge, "print_samples", full)  # elsewhere than in the file: no name
+    samples = CliRunner().invoke(app, ["print-samples", "--data", "digits", "-o", "small.pdf"])
+    assert samples.exit_code == 2 and samples.stderr == "error: a temporary file: No space left on device.\n"
+    assert sorted(Path().iterdir()) == before

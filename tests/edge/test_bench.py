@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 
 from cdlib import CdlibError, data, models
 from cdlib.cli.app import app
-from cdlib.edge import Arm, Bench, bench, energy, export
+from cdlib.edge import Arm, Bench, Deployed, bench, energy, export
 from cdlib.edge.engines import affinity
 from cdlib.quantization import static
 
@@ -113,7 +113,14 @@ def test_what_cannot_be_measured_is_one_line(tmp_path: Path) -> None:
         lambda: bench(net, torch.zeros(1, 5), engines=["eager"]): "eager cannot run the network",
         lambda: bench(net, x, runs=1): "runs=1",
         lambda: bench(net, x, threads=0): "threads=0",
+        lambda: bench(net, x, threads=1_000_000): "threads=1000000",
+        lambda: Deployed(tmp_path / "spoilt.onnx", threads=1_000_000): "threads=1000000",
         lambda: bench(net, x, sustained=0): "sustained=0",
+        lambda: bench(net, x, sustained=float("inf")): "sustained=inf",
+        lambda: bench(net, x, sustained=float("nan")): "sustained=nan",
+        lambda: energy(lambda: None, watts=-5): "watts=-5",
+        lambda: energy(lambda: None, watts=float("nan")): "watts=nan",
+        lambda: energy(lambda: None, seconds=float("inf"), watts=5): "seconds=inf",
         lambda: bench(net, x, cores=(999,)): "affinity=",
         lambda: of(a=np.ones(3)).ratio("a", "b"): "unknown arm 'b'",
     }.items():
@@ -187,3 +194,54 @@ def test_the_command_prints_a_table_or_json(tmp_path: Path) -> None:
     assert run.exit_code == 0 and '"plain-16, eager"' in run.stdout
     bad = CliRunner().invoke(app, ["bench", "plain-16", "--affinity", "a"])
     assert bad.exit_code == 2
+
+
+def test_few_rounds_show_nothing() -> None:
+    few, enough = (of(a=np.full(n, 2.0), b=np.ones(n)).ratio("a", "b") for n in (9, 10))
+    assert enough.real and not few.real and "take at least 10" in str(few)
+
+
+def test_rounds_that_are_like_their_neighbours_count_for_less() -> None:
+    """Bursts of four rounds: shuffled, the same times are as many independent ones, with a narrower interval."""
+    rng = np.random.default_rng(0)
+    one, other = (np.repeat(rng.lognormal(size=50), 4) for _ in range(2))
+    order = rng.permutation(200)
+    bursts, single = of(a=one, b=other).ratio("a", "b"), of(a=one[order], b=other[order]).ratio("a", "b")
+    assert bursts.high - bursts.low > 1.3 * (single.high - single.low)
+
+
+def test_the_callers_network_keeps_its_mode() -> None:
+    net = nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4).eval(), nn.Dropout())
+    before = [module.training for module in net.modules()]
+    mean = net[1].running_mean.clone()
+    bench({"net": net}, torch.ones(2, 4), engines=["eager", "onnxruntime"], runs=2, sustained=0.01, fresh=False)
+    assert [module.training for module in net.modules()] == before and torch.equal(net[1].running_mean, mean)
+
+
+def test_files_that_the_images_do_not_fit_are_one_line(tmp_path: Path) -> None:
+    onnx = pytest.importorskip("onnx")
+    make, FLOAT, INT = onnx.helper, onnx.TensorProto.FLOAT, onnx.TensorProto.INT64
+
+    def foreign(name: str, kind: int, n: object, inputs: int) -> Path:
+        given = [make.make_tensor_value_info(f"x{i}", kind, [n, 3, 32, 32]) for i in range(inputs)]
+        nodes = [make.make_node("Sum" if kind == FLOAT else "Abs", [f"x{i}" for i in range(inputs)], ["y"])]
+        graph = make.make_graph(nodes, "g", given, [make.make_tensor_value_info("y", kind, [n, 3, 32, 32])])
+        made = make.make_model(graph, opset_imports=[make.make_opsetid("", 17)], ir_version=9)
+        onnx.save(made, file := tmp_path / f"{name}.onnx")
+        return file
+
+    cases = {
+        foreign("two", FLOAT, "n", 2): ONE,
+        foreign("int", INT, "n", 1): ONE,
+        foreign("fixed", FLOAT, 1, 1): SAMPLE.test.input(4),
+        foreign("small", FLOAT, "n", 1): torch.zeros(1, 1, 8, 8),
+    }
+    for file, images in cases.items():
+        with pytest.raises(CdlibError, match=f"{file.name} takes tensor.*cannot run on") as error:
+            bench({"net": file}, images, runs=2, sustained=0.01, fresh=False)
+        assert "\n" not in str(error.value)
+    shapes = ("--input", "1x8x8", "--runs", "2", "--sustained", "0.01")
+    for words in (("fixed.onnx", "small.onnx", *shapes), ("small.onnx", *shapes), ("plain-16", "--batch", "100000000")):
+        given = [str(tmp_path / word) if word.endswith(".onnx") else word for word in words]
+        done = CliRunner().invoke(app, ["bench", *given])
+        assert done.exit_code == 2 and done.stderr.count("\n") == 1, done.output

@@ -166,3 +166,18 @@ def test_bad_input_ends_with_one_line_and_code_2(file: Path, tmp_path: Path, mon
     assert run(file, bare, *out).exit_code == 0  # pictures need no OpenCV
     with pytest.raises(CdlibError, match="there is no nothing"):
         next(watch(Deployed(file), "nothing"))
+
+
+def test_a_full_disk_leaves_no_half_picture_and_no_line_of_it(file: Path, tmp_path: Path) -> None:
+    resource = pytest.importorskip("resource")
+    (tmp_path / "in").mkdir()
+    Image.fromarray(picture(0)).save(tmp_path / "in" / "one.png")
+    shots = watch(Deployed(file), tmp_path / "in", tmp_path / "out")
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))  # as on a full disk, the last write is a part of it
+    try:
+        with pytest.raises(CdlibError, match="out cannot be written: File too large"):
+            next(shots)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["shots.csv"] and table(tmp_path / "out") == []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,7 +13,7 @@ import torch
 from PIL import Image
 
 from cdlib import CdlibError, data, models
-from cdlib.edge import Deployed, export
+from cdlib.edge import Deployed, export, watch
 from cdlib.quantization import static
 
 onnx = pytest.importorskip("onnx")
@@ -60,6 +61,17 @@ def test_pictures_of_other_sizes_modes_and_orientations(file: Path, tmp_path: Pa
     assert net.prepared(np.zeros((5, 900), np.uint8)).shape == (1, 3, 32, 32)
 
 
+def test_grey_of_16_bits_is_scaled_to_8(file: Path, tmp_path: Path) -> None:
+    net, grey = Deployed(file), pictures(1)[0][..., 0]
+    deep = grey.astype(np.uint16) * 257
+    Image.fromarray(deep).save(tmp_path / "deep.png")
+    for image in (deep, tmp_path / "deep.png", Image.fromarray(deep.astype(np.int32)), Image.fromarray(deep)):
+        assert np.array_equal(net.prepared(image), net.prepared(grey))
+    assert len(np.unique(grey)) > 50
+    shot = next(iter(watch(net, tmp_path)))
+    assert (shot.frame, shot.label) == ("deep.png", next(iter(net.classify(grey))))
+
+
 def test_what_does_not_fit_is_refused_in_one_line(file: Path, tmp_path: Path) -> None:
     bare = tmp_path / "bare.onnx"
     export(WORKHORSE, SAMPLE.test.input(2), bare)
@@ -70,11 +82,21 @@ def test_what_does_not_fit_is_refused_in_one_line(file: Path, tmp_path: Path) ->
     proto = onnx.load(file)
     proto.metadata_props[0].value = json.dumps({"name": "x"})
     onnx.save(proto, spoilt)
+    undefined: dict[str, Path] = {}
+    for name, std in {"nan": [math.nan, 1.0, 1.0], "below": [-1.0, 1.0, 1.0]}.items():
+        proto.metadata_props[0].value = replace(CARD, std=std).text()
+        onnx.save(proto, undefined.setdefault(name, tmp_path / f"{name}.onnx"))
     for act, message in {
         lambda: Deployed(tmp_path / "none.onnx"): "there is no file",
         lambda: Deployed(cut): "not a network that onnxruntime can run",
         lambda: Deployed(bare): "has no card",
         lambda: Deployed(spoilt): "card of a network is damaged",
+        lambda: Deployed(undefined["nan"]): "does not fit together.*nan",
+        lambda: Deployed(undefined["below"]): "does not fit together.*-1.0",
+        lambda: Deployed(file).prepared(np.full((9, 9), 0.5)): "this is no picture: an array of float64, give uint8",
+        lambda: Deployed(file).prepared(np.full((9, 9), 7)): "this is no picture: an array of int64, give uint8",
+        lambda: Deployed(file).prepared(Image.new("F", (9, 9))): "floats or of 32 bits",
+        lambda: Deployed(file).prepared(Image.new("I", (9, 9), 65536)): "floats or of 32 bits",
         lambda: Deployed(file, card=replace(CARD, shape=[3, 64, 64])): "its card says",
         lambda: Deployed(file, card=replace(CARD, classes=["one"])): "its card says",
         lambda: Deployed(file, card=replace(CARD, layout="NHWC")): "must take one float tensor NCHW",

@@ -151,3 +151,66 @@ def test_a_branch_on_values_is_one_line_and_nothing_is_printed(
         export(Doubtful(), SAMPLE.test.input(2), tmp_path / "net.onnx")
     assert "\n" not in str(error.value) and "\x1b" not in str(error.value) and len(str(error.value)) < 300
     assert capfd.readouterr() == ("", "")
+
+
+class Spoilt(nn.Module):
+    """A network and what is wrong with it."""
+
+    def __init__(self, change: Any) -> None:
+        super().__init__()
+        self.net, self.change = lively("vgg_mini"), change
+
+    def forward(self, x: torch.Tensor) -> Any:
+        return self.change(self.net(x))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [(lambda y: y * float("nan"), "NaN or infinity"), (lambda y: (y, y), "tuple"), (lambda y: y.argmax(1), "Tensor")],
+)
+@pytest.mark.filterwarnings("ignore")
+def test_outputs_that_cannot_be_compared_are_refused(change: Any, message: str, tmp_path: Path) -> None:
+    with pytest.raises(CdlibError, match=message) as error:
+        export(Spoilt(change), SAMPLE.test.input(4), tmp_path / "net.onnx")
+    assert "\n" not in str(error.value) and not list(tmp_path.iterdir())
+
+
+def test_what_can_be_known_before_is_refused_before(tmp_path: Path) -> None:
+    net, x = lively("vgg_mini"), SAMPLE.test.input(4)
+    spoilt = x.clone()
+    spoilt[3, 0, 0, 0] = torch.nan
+    cases: dict[str, Any] = {
+        "not all finite": (net, spoilt, tmp_path / "a.onnx"),
+        "torch.uint8": (net, x.to(torch.uint8), tmp_path / "a.onnx"),
+        "is a folder": (net, x, tmp_path),
+    }
+    for message, given in cases.items():
+        with pytest.raises(CdlibError, match=message):
+            export(*given)
+    for tolerance in (float("nan"), -0.1, 1.0):
+        with pytest.raises(CdlibError, match="tolerance="):
+            export(net, x, tmp_path / "a.onnx", tolerance=tolerance)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("outputs", [10, 1])
+@pytest.mark.parametrize("kept", [True, False])
+def test_integer_networks_are_checked_by_the_numbers_they_give(
+    kept: bool, outputs: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also if the last layer is float32, whose outputs no quantizer gives, and if there is no second class."""
+    torch.manual_seed(0)
+    head = nn.Linear(8, outputs)
+    body = [nn.Conv2d(3, 8, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten()]
+    with torch.no_grad():
+        if kept:  # outputs of far less than a step of the quantizer before
+            head.weight /= 1000
+            head.bias.zero_()
+    x = SAMPLE.test.input(50)
+    quantized = static(nn.Sequential(*body, head), x, keep=["4"] if kept else [])
+    assert export(quantized, x, tmp_path / "net.onnx") <= 1
+    real = type(quantized).forward
+    monkeypatch.setattr(type(quantized), "forward", lambda self, x: -real(self, x))
+    with pytest.raises(CdlibError, match="agrees with the network on"):
+        export(quantized, x, tmp_path / "other.onnx")
+    assert not (tmp_path / "other.onnx").exists()

@@ -191,3 +191,43 @@ def test_advice_follows_the_records(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.setenv("CDLIB_RESULTS", str(tmp_path))
     nothing = advise(counted)
     assert nothing.evidence.empty and nothing.resource == "macs" and "no record" in nothing.reasons[0]
+
+
+def test_files_that_are_not_its_own_stay(net: nn.Module, tmp_path: Path) -> None:
+    """A refusal makes and changes nothing; `force` replaces what the run writes, and deletes nothing else."""
+
+    def held() -> dict[str, str]:
+        return {str(path): path.read_text() if path.is_file() else "" for path in tmp_path.rglob("*")}
+
+    for name in ("mine/work/thesis.txt", "report/report.txt", "net/network.onnx", "web/report.html"):
+        (tmp_path / name).parent.mkdir(parents=True)
+        (tmp_path / name).write_text("mine")
+    before = held()
+    for name, message in {
+        "report": "report.txt: give",
+        "net": "network.onnx: give",
+        "web": "report.html: give",
+    }.items():
+        with pytest.raises(CdlibError, match=message):
+            compress(net, DIGITS, tmp_path / name, min_accuracy=0.5, **QUICK)
+    for force in (False, True):
+        with pytest.raises(CdlibError, match="or your own: move it"):
+            compress(net, DIGITS, tmp_path / "mine", min_accuracy=0.5, force=force, **QUICK)
+    assert held() == before
+    compress(net, DIGITS, tmp_path / "report", min_accuracy=0.5, keep=True, force=True, **QUICK)
+    notes = [tmp_path / "report" / "work" / name for name in ("thesis.txt", "int8.txt", "cut-plan.json")]
+    for note in notes:
+        note.write_text("mine")
+    compress(net, DIGITS, tmp_path / "report", min_accuracy=0.5, force=True, **QUICK)
+    assert sorted((tmp_path / "report" / "work").iterdir()) == sorted(notes)
+    assert (tmp_path / "report" / "report.txt").read_text() != "mine"
+
+
+def test_a_run_without_a_folder_of_records_makes_none_of_its_own(
+    net: nn.Module, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("CDLIB_RESULTS", raising=False)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(CdlibError, match="no results folder"):
+        compress(net, DIGITS, tmp_path / "out", min_accuracy=0.5, **QUICK)
+    assert not list(tmp_path.iterdir())

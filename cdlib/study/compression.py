@@ -1,6 +1,6 @@
 """From a trained network and images to a checked ONNX file that meets bounds, by the least that has to be done.
 
-The ladder: int8; then cuts by rank, growing, in blocks of channels where that can be, each with training after it and
+The ladder: int8; then cuts by rank, growing, in blocks of channels if time is bounded, each with training after it and
 int8 again. The first rung that meets all bounds is taken. Size and time follow from shapes, so they are found out
 before a rung is trained. What each rung gave stands in ``work/``, beside the checkpoint of its training: a run that was
 killed goes on from there.
@@ -8,6 +8,7 @@ killed goes on from there.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 from collections.abc import Iterable
@@ -193,13 +194,13 @@ class _Ladder:
         return found
 
     def _cut(self, share: float, resource: str) -> nn.Module:
-        """The network without a share; of `BLOCK` channels at a time, if that share can be had so."""
+        """The network without a share; if time is bounded, of `BLOCK` channels at a time where that can be."""
         fixed = [path for path, layer in pruning.layers_of(self.model).items() if not layer.weight.requires_grad]
         groups = find_groups(self.model, self.one, keep=fixed)
-        try:
-            return pruning.ranking(self.model, groups, share, resource=resource, round_to=BLOCK)
-        except CdlibError:  # out of reach
-            return pruning.ranking(self.model, groups, share, resource=resource)
+        if "time" in self.limits:
+            with contextlib.suppress(CdlibError):  # out of reach
+                return pruning.ranking(self.model, groups, share, resource=resource, round_to=BLOCK)
+        return pruning.ranking(self.model, groups, share, resource=resource)
 
     def _shape(self, network: nn.Module, target: Path, images: int) -> dict[str, Any]:
         """Write a network's file in int8; return what follows from shapes."""

@@ -126,7 +126,7 @@ def _options(settings: Settings) -> dict[str, Any]:
 
 def is_saved(name: str | Path) -> bool:
     """Whether a name is that of a file that `cdlib.save` writes."""
-    return str(name).endswith(".cdlib")
+    return str(name).lower().endswith(".cdlib")
 
 
 def _ships(name: str) -> bool:

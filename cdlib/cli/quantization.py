@@ -39,10 +39,7 @@ def quantize(
     check_choice("--ranges", ranges, quantization.RANGES)
     check_whole("--images", images, 1)
     check_seed(seed, "--seed")
-    kind = output.suffix.lower()
-    if kind not in (".onnx", ".cdlib"):
-        raise CdlibError(f"{output} says no format: give a name that ends in .cdlib or .onnx.")
-    options.check_output(output, force)
+    options.check_output(output, force, ".cdlib", ".onnx")
     with options.status(f"reading {data}"):
         dataset = cdlib.data.load(data)
     one = dataset.test.input(1)
@@ -58,7 +55,7 @@ def quantize(
             network, some, bits=bits, per_channel=not per_tensor, ranges=ranges, keep=keep or ()
         )
     with options.status(f"writing {output}"):
-        if kind == ".onnx":
+        if output.suffix.lower() == ".onnx":
             checked = dataset.test.input(min(1000, len(dataset.test)))
             cdlib.edge.export(small, checked, output, card=card)
         else:

@@ -74,7 +74,7 @@ def disturbed(image: np.ndarray, strength: Strength, *seeds: int) -> Any:
     """
     from PIL import Image, ImageFilter
 
-    shape = getattr(image, "shape", ())
+    shape: tuple[int, ...] = getattr(image, "shape", ())
     if len(shape) != 3 or 0 in shape or shape[2] not in (1, 3) or image.dtype != np.uint8:
         what = f"{getattr(image, 'dtype', type(image).__name__)} {[*shape]}"
         raise CdlibError(f"{what} is no picture: give a uint8 array [height, width, 3 or 1].")

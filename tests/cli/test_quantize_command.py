@@ -128,6 +128,8 @@ def test_a_full_disk_is_one_line_that_names_the_file(trained: Any, monkeypatch: 
 def test_a_name_that_says_no_format_is_refused_before_any_work(name: str) -> None:
     done = run("no-network", "--data", "no-data", "-o", name)
     assert done.exit_code == 2 and f"{name} says no format" in done.stderr and done.stderr.count("\n") == 1
+    done = CliRunner().invoke(app, ["prune", "no-network", "--ratio", "0.5", "-o", "small.onnx"])
+    assert done.exit_code == 2 and "small.onnx says no format" in done.stderr
 
 
 def test_endings_mean_the_same_in_capitals(trained: Any) -> None:

@@ -13,7 +13,7 @@ import cdlib
 from cdlib.cli import options
 from cdlib.cli.options import Json
 from cdlib.cli.output import print_json, print_table, say
-from cdlib.errors import CdlibError, check_whole
+from cdlib.errors import CdlibError, check_choice, check_seed, check_whole
 
 File = Annotated[Path, typer.Argument(metavar="MODEL.onnx", help="A network that the library exported, with its card.")]
 Data = Annotated[str, typer.Option(help="Images: digits, cifar10-sample, cifar10, cifar100 or folder:PATH.")]
@@ -106,6 +106,11 @@ def simulate(
 
     The steps are perspective, blur, light, noise and resampling.
     """
+    check_seed(seed, "--seed")
+    for step in only or ():
+        check_choice("step", step, cdlib.edge.STEPS)
+    if not 0 <= strength <= 1:
+        raise CdlibError(f"--strength={strength:g}: give a number from 0 to 1.")
     deployed, dataset = cdlib.edge.Deployed(model), cdlib.data.load(data)
     if list(dataset.classes) != deployed.card.classes:
         raise CdlibError(f"{data} has other classes than {model}, or in another order: give the data it was made for.")

@@ -44,6 +44,9 @@ def compress(
     Int8 comes first, then growing cuts, each trained again; the first that meets all bounds is taken. Stopped and
     started again with the same arguments, it goes on. Exit code 1: no network met the bounds, and the nearest was kept.
     """
+    for bound, value in {"--max-mb": max_mb, "--max-ms": max_ms, "--min-accuracy": min_accuracy}.items():
+        if value is not None and not 0 < value < float("inf"):
+            raise cdlib.CdlibError(f"{bound}={value:g}: give a positive number.")
     on = cdlib.edge.device(device) if device else None
     dataset, network = _given(model, data, option, weights)
     if not options.has_weights(model, weights):
@@ -148,11 +151,13 @@ def bench(
         chosen = None if cores is None else tuple(int(part) for part in cores.split(","))
     except ValueError as error:
         raise cdlib.CdlibError(f"--affinity {cores!r}: give numbers of cores with commas between, as 0,1.") from error
-    cards = [cdlib.edge.Deployed(name).card.shape for name in models if name.endswith(".onnx") and shape is None]
+    cards = [
+        cdlib.edge.Deployed(name).card.shape for name in models if name.lower().endswith(".onnx") and shape is None
+    ]
     one = options.zeros("x".join(map(str, cards[0])) if cards else shape or options.INPUT)
     found: dict[str, Any] = {}
     for name in models:
-        if name.endswith((".onnx", ".pte")):
+        if name.lower().endswith((".onnx", ".pte")):
             found[Path(name).stem] = Path(name)
         else:
             found[options.called(name)] = options.build(name, 10, one, None)

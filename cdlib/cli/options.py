@@ -32,11 +32,16 @@ Classes = Annotated[int | None, typer.Option(help="Width of the classifier (10).
 Weights = Annotated[Path | None, typer.Option(help=WEIGHTS)]
 
 
-def check_output(file: Path, force: bool) -> None:
-    """Raise a CdlibError unless a file can be written: its folder exists, and it does not, or may be replaced."""
+def check_output(file: Path, force: bool, *endings: str) -> None:
+    """Raise a CdlibError unless a file can be written: its folder exists, and it does not, or may be replaced.
+
+    With `endings`, its name ends in one of them, in small letters or capitals.
+    """
     cdlib.serialization.check_place(file)
     if file.exists() and not force:
         raise CdlibError(f"{file} exists: give another name, or --force to replace it.")
+    if endings and file.suffix.lower() not in endings:
+        raise CdlibError(f"{file} says no format: give a name that ends in {' or '.join(endings)}.")
 
 
 def network(
@@ -126,7 +131,7 @@ def _options(settings: Settings) -> dict[str, Any]:
 
 def is_saved(name: str | Path) -> bool:
     """Whether a name is that of a file that `cdlib.save` writes."""
-    return str(name).endswith(".cdlib")
+    return str(name).lower().endswith(".cdlib")
 
 
 def _ships(name: str) -> bool:

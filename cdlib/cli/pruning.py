@@ -66,7 +66,7 @@ def prune(
     check_seed(seed, "--seed")
     check_choice("saliency", saliency, [name for name in cdlib.pruning.MEASURES if name != "taylor"])
     check_whole("--round-to", round_to, 1)
-    options.check_output(output, force)
+    options.check_output(output, force, ".cdlib")
     torch.manual_seed(seed)
     network, example = options.network(model, shape, classes, option, weights)
     with options.status("finding the groups"):

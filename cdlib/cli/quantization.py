@@ -12,7 +12,7 @@ import cdlib
 from cdlib.cli import options
 from cdlib.cli.options import Json, Model, Option, Weights
 from cdlib.cli.output import print_json, print_table, say
-from cdlib.errors import check_choice, check_seed, check_whole
+from cdlib.errors import CdlibError, check_choice, check_seed, check_whole
 
 
 def quantize(
@@ -39,19 +39,23 @@ def quantize(
     check_choice("--ranges", ranges, quantization.RANGES)
     check_whole("--images", images, 1)
     check_seed(seed, "--seed")
-    options.check_output(output, force)
+    options.check_output(output, force, ".cdlib", ".onnx")
     with options.status(f"reading {data}"):
         dataset = cdlib.data.load(data)
     one = dataset.test.input(1)
     network = options.build(model, len(dataset.classes), one, option, weights)
     card = cdlib.edge.card_for(options.called(model), dataset, network)
+    with train.evaluating(network):
+        outputs = train.logits_of(network, one).shape[1]
+    if outputs != len(dataset.classes):
+        raise CdlibError(f"{model} has {outputs} outputs, but {data} {len(dataset.classes)} classes.")
     with options.status("finding the ranges"):
         some = dataset.train.sample(min(images, len(dataset.train)), seed)
         small = quantization.static(
             network, some, bits=bits, per_channel=not per_tensor, ranges=ranges, keep=keep or ()
         )
     with options.status(f"writing {output}"):
-        if output.suffix == ".onnx":
+        if output.suffix.lower() == ".onnx":
             checked = dataset.test.input(min(1000, len(dataset.test)))
             cdlib.edge.export(small, checked, output, card=card)
         else:

@@ -167,7 +167,7 @@ def bench(
     check_whole("runs", runs, 2)
     check_whole("threads", threads, 1, THREADS)
     if not (sustained > 0 and math.isfinite(sustained)):
-        raise CdlibError(f"sustained={sustained!r}: give seconds, more than 0.")
+        raise CdlibError(f"sustained={sustained!r}: give a finite number of seconds, more than 0.")
     wanted = list(engines)
     with ExitStack() as stack:
         stack.enter_context(evaluating(*(network for network in networks.values() if isinstance(network, nn.Module))))

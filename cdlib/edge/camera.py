@@ -87,7 +87,9 @@ def _frames(source: str) -> Iterator[tuple[str, np.ndarray]]:
     except ImportError as error:
         raise CdlibError("OpenCV is not installed: pip install opencv-python-headless.") from error
     cv2.utils.logging.setLogLevel(0)
-    capture = cv2.VideoCapture(int(source) if camera else str(place))
+    capture = (
+        cv2.VideoCapture() if camera and len(source) > 9 else cv2.VideoCapture(int(source) if camera else str(place))
+    )
     if not capture.isOpened():
         why = "there is none, another program uses it, or the system's privacy settings do not permit it"
         raise CdlibError(f"camera {source} cannot be opened: {why}." if camera else f"{place} is no video, or damaged.")

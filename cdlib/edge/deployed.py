@@ -137,9 +137,10 @@ def opened(image: Any, mode: str = "RGB") -> Any:
             picture = Image.fromarray(image) if isinstance(image, np.ndarray) else Image.open(image)
         picture = ImageOps.exif_transpose(picture)
         if picture.mode[0] in "FI":  # what Pillow would clip at 255
-            if picture.mode == "F" or picture.getextrema()[1] > 65535:
+            numbers = np.asarray(picture)
+            if picture.mode == "F" or not 0 <= numbers.min() <= numbers.max() <= 65535:
                 raise CdlibError("its numbers are floats or of 32 bits, give 8 or 16")
-            picture = Image.fromarray((np.asarray(picture) / 257).round().astype(np.uint8))
+            picture = Image.fromarray((numbers / 257).round().astype(np.uint8))
         return picture.convert(mode)
     except Exception as error:
         what = image if isinstance(image, str | Path) else "this"

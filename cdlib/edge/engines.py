@@ -90,7 +90,7 @@ def running(network: nn.Module | str | Path, engine: str, images: Tensor, thread
 
 def runner(file: Path) -> str:
     """The engine that a file is for."""
-    return "executorch" if file.suffix == ".pte" else "onnxruntime"
+    return "executorch" if file.suffix.lower() == ".pte" else "onnxruntime"
 
 
 @contextlib.contextmanager

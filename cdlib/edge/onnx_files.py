@@ -77,7 +77,7 @@ def export(
         else: on a CPU without VNNI, sums of 8-bit weights may saturate in onnxruntime, and 7 bits are the cure. Then
         nothing is written.
     """
-    target, to_pte = Path(path).expanduser(), Path(path).suffix == ".pte"
+    target, to_pte = Path(path).expanduser(), Path(path).suffix.lower() == ".pte"
     needed = ("executorch",) if to_pte else ("onnx", "onnxscript", "onnxruntime")
     try:
         for package in needed:

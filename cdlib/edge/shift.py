@@ -69,11 +69,17 @@ def disturbed(image: np.ndarray, strength: Strength, *seeds: int) -> Any:
     from 0 to 1, from the same random numbers, a function of the seeds. Without resampling, the camera's pixels are
     averaged to exactly those of the picture; so at strength 0 nothing changes.
 
-    A mapping gives the strengths of some `STEPS` by name; the others are left out. A CdlibError for other names and
-    numbers.
+    A mapping gives the strengths of some `STEPS` by name; the others are left out. A CdlibError for other names,
+    numbers, seeds and pictures.
     """
     from PIL import Image, ImageFilter
 
+    shape: tuple[int, ...] = getattr(image, "shape", ())
+    if len(shape) != 3 or 0 in shape or shape[2] not in (1, 3) or image.dtype != np.uint8:
+        what = f"{getattr(image, 'dtype', type(image).__name__)} {[*shape]}"
+        raise CdlibError(f"{what} is no picture: give a uint8 array [height, width, 3 or 1].")
+    for seed in seeds:
+        check_seed(seed)
     amount = dict(strength) if isinstance(strength, Mapping) else dict.fromkeys(STEPS, strength)
     for name, value in amount.items():
         if name not in STEPS or not isinstance(value, int | float) or not 0 <= value <= 1:

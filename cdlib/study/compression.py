@@ -145,7 +145,7 @@ class _Ladder:
         }
         self.limits |= {what: known[f"{what}_bytes"].value for what in ("ram", "storage") if f"{what}_bytes" in known}
         for what, limit in self.limits.items():
-            if not limit > 0 or (what == "accuracy" and limit > 1):
+            if not 0 < limit < float("inf") or (what == "accuracy" and limit > 1):
                 raise CdlibError(f"the bound of {what} is {limit:g}: give a positive number, of accuracy one up to 1.")
 
     def open(self, force: bool, shares: list[float]) -> None:

@@ -111,7 +111,7 @@ def test_a_full_disk_is_one_line_that_names_the_file(trained: Any, monkeypatch: 
     done = run(*asked, name := 240 * "n" + ".onnx")  # the name of the temporary file is too long
     assert done.exit_code == 2 and done.stderr == f"error: {name}: File name too long.\n", done.output
 
-    def full(*_: object) -> None:
+    def full(*_: object, **__: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", full)
@@ -122,3 +122,54 @@ def test_a_full_disk_is_one_line_that_names_the_file(trained: Any, monkeypatch: 
     samples = CliRunner().invoke(app, ["print-samples", "--data", "digits", "-o", "small.pdf"])
     assert samples.exit_code == 2 and samples.stderr == "error: a temporary file: No space left on device.\n"
     assert sorted(Path().iterdir()) == before
+
+
+@pytest.mark.parametrize("name", ["small.txt", "small", "small.pte", "small.onnx.gz"])
+def test_a_name_that_says_no_format_is_refused_before_any_work(name: str) -> None:
+    done = run("no-network", "--data", "no-data", "-o", name)
+    assert done.exit_code == 2 and f"{name} says no format" in done.stderr and done.stderr.count("\n") == 1
+    done = CliRunner().invoke(app, ["prune", "no-network", "--ratio", "0.5", "-o", "small.onnx"])
+    assert done.exit_code == 2 and "small.onnx says no format" in done.stderr
+
+
+def test_endings_mean_the_same_in_capitals(trained: Any) -> None:
+    pytest.importorskip("onnxruntime")
+    for name in ("A.ONNX", "B.CDLIB"):
+        done = run("vgg.cdlib", "--data", "digits", "-o", name)
+        assert done.exit_code == 0, done.output
+    assert edge.Deployed("A.ONNX").card.classes == list(data.load("digits").classes)
+    for arguments in (
+        ["bench", "A.ONNX", "--runs", "2", "--sustained", "0.01"],
+        ["profile", "B.CDLIB", "--input", "1x8x8"],
+    ):
+        done = CliRunner().invoke(app, arguments)
+        assert done.exit_code == 0, done.output
+
+
+CUSTOM = """
+from torch import nn
+
+class Two(nn.Module):
+    def forward(self, x):
+        return x.flatten(1), x
+
+def three_classes():
+    return nn.Sequential(nn.Conv2d(1, 3, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+
+def two_outputs():
+    return nn.Sequential(nn.Conv2d(1, 10, 3), Two())
+"""
+
+
+@pytest.mark.parametrize("ending", ["onnx", "cdlib"])
+@pytest.mark.parametrize(
+    ("function", "message"), [("three_classes", "3 outputs, but digits 10 classes"), ("two_outputs", "tuple")]
+)
+def test_a_network_of_other_outputs_is_refused_before_writing(
+    function: str, message: str, ending: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("file.py").write_text(CUSTOM)
+    done = run(f"file.py:{function}", "--data", "digits", "-o", f"small.{ending}")
+    assert done.exit_code == 2 and message in done.stderr and done.stderr.count("\n") == 1, done.output
+    assert not Path(f"small.{ending}").exists()

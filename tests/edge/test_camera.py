@@ -80,7 +80,7 @@ def test_the_square_that_the_network_sees_is_drawn(file: Path, tmp_path: Path) -
     yellow = (pixels == (255, 255, 0)).all(2)
     assert set(np.flatnonzero(yellow.mean(0) > 0.8)) == {48, 49, 238, 239}  # the middle 192 of 288
     assert set(np.flatnonzero(yellow[:, 48:240].mean(1) > 0.8)) == {0, 1, 190, 191}
-    assert (pixels[4:60, 54:150] == 255).all(2).sum() > 50  # white letters
+    assert (pixels[4:60, 54:150] == 255).all(2).sum() > 20  # white letters
 
 
 def test_pictures_of_any_size_mode_and_orientation(file: Path, tmp_path: Path) -> None:
@@ -139,6 +139,7 @@ def test_bad_input_ends_with_one_line_and_code_2(file: Path, tmp_path: Path, mon
     out = ("--headless", "-o", tmp_path / "out")
     cases: dict[tuple[object, ...], str] = {
         (9, *out): "camera 9 cannot be opened: there is none, another program uses it",
+        ("99999999999999999999", *out): "camera 99999999999999999999 cannot be opened",
         (tmp_path / "none.mp4", *out): "there is no",
         (bare, *out): "has no pictures",
         (spoilt, *out): "text.jpg is no picture",

@@ -117,6 +117,10 @@ def test_bad_input_is_one_line(file: Path) -> None:
         lambda: disturbed(flat(0), 1.1, 0): "strength perspective=1.1: give numbers from 0 to 1",
         lambda: disturbed(flat(0), {"fog": 1}, 0): "strength fog=1",
         lambda: disturbed(flat(0), {"blur": float("nan")}, 0): "strength blur=nan",
+        lambda: disturbed(flat(0)[..., 0], 1, 0): r"uint8 \[32, 32\] is no picture",
+        lambda: disturbed(flat(0) / 255, 1, 0): r"float64 \[32, 32, 3\] is no picture",
+        lambda: disturbed(flat(0)[..., :2], 1, 0): r"uint8 \[32, 32, 2\] is no picture",
+        lambda: disturbed(flat(0), 1, 3, -1): "seed=-1",
         lambda: simulate(net, SAMPLE.test, 1, shots=1001): "shots=1001: give an integer of at most 1000",
         lambda: simulate(net, SAMPLE.test, 1, seed=-1): "seed=-1",
     }.items():
@@ -143,3 +147,20 @@ def test_the_command(file: Path) -> None:
     assert "each is 5 points" in text and all(step in text for step in STEPS)
     done = CliRunner().invoke(app, ["simulate", str(file), "--data", "digits"])
     assert done.exit_code == 2 and "other classes" in done.stderr and done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--only", "fog"), "unknown step 'fog'"),
+        (("--strength", "1.5"), "--strength=1.5"),
+        (("--strength", "nan"), "--strength=nan"),
+        (("--seed", "-1"), "--seed=-1"),
+    ],
+)
+def test_the_command_checks_before_the_plain_pass(
+    arguments: tuple[str, ...], message: str, file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("cdlib.edge.simulate", lambda *_, **__: pytest.fail("it began"))
+    done = CliRunner().invoke(app, ["simulate", str(file), "--data", "cifar10-sample", *arguments])
+    assert done.exit_code == 2 and message in done.stderr and done.stderr.count("\n") == 1, done.output

@@ -122,6 +122,11 @@ class Recorder(TorchDispatchMode):
 
     # Operators.
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """PyTorch would import its compiler, a second's work, to keep it out of here: `in_mode` does."""
+        return False
+
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         with DisableTorchFunction():  # the mode that sees attention would see every look at a tensor here
             kwargs = kwargs or {}

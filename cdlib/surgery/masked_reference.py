@@ -105,6 +105,10 @@ class _Masking(TorchDispatchMode):
         with _disable_current_modes():
             return self._run("scaled_dot_product_attention", function, args, kwargs)
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False  # nothing is compiled here, and PyTorch need not import its compiler
+
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         return self._run(str(func.__name__).split(".")[0], func, args, kwargs or {})
 

@@ -237,3 +237,19 @@ def test_a_network_whose_user_put_hooks_on_it_runs_on_numbers_and_those_of_pytor
     assert cdlib.graph.capture(model, x).on_meta
     model.register_forward_hook(lambda module, args, out: out[out > 0])
     assert cdlib.graph.capture(model, x).follows_numbers
+
+
+def test_parts_that_are_compiled_run_as_they_were_written_and_the_compiler_is_left_alone() -> None:
+    inner = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU())
+    compiled: list[int] = []
+
+    def backend(graph: Any, inputs: Any) -> Any:
+        compiled.append(1)
+        return graph.forward
+
+    net = nn.Sequential(torch.compile(inner, backend=backend), nn.Conv2d(8, 4, 3))  # type: ignore[arg-type]
+    found = capture(net, torch.zeros(1, 3, 8, 8))
+    assert [op.name for op in found.ops] == ["convolution", "relu", "convolution"]
+    assert not compiled
+    net(torch.zeros(1, 3, 8, 8))
+    assert compiled

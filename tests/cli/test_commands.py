@@ -79,7 +79,7 @@ def test_totals_keep_their_labels() -> None:
 
 
 def test_a_pipe_gets_whole_plain_lines(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "cdlib.cli", "profile", "mobilenet_mini"]
+    command = [sys.executable, "-m", "cdlib.cli", "profile", "vgg_mini"]
     environment = {
         "PATH": "",
         "COLUMNS": "20",
@@ -88,7 +88,7 @@ def test_a_pipe_gets_whole_plain_lines(tmp_path: Path) -> None:
     }
     done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=tmp_path, check=True)
     assert "\x1b" not in done.stdout and "…" not in done.stdout
-    assert any("features.6.conv.0.0" in line and "Conv2d" in line and "kB" in line for line in done.stdout.splitlines())
+    assert any("classifier.3" in line and "Linear" in line and "kB" in line for line in done.stdout.splitlines())
     assert done.stderr == ""
 
 

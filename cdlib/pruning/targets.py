@@ -97,9 +97,14 @@ class Draws:
         the cut network tells how many. A CdlibError if no widths reach the goal; or as `cdlib.remove`.
         """
         reached, draws = self._reach(), len(self._trace)
-        if not reached or not self._enough(draws):
-            self.check()
-            draws += bisect_left(range(draws, len(self._trace)), True, key=self._enough)
+        if reached:
+            draft = self._goal.resource == "activation_bytes"
+            small = self._cut(draws, draft=draft)
+            if self._left_in(small) <= self._most:
+                return self._cut(draws, draft=False) if draft and rewritten(small) else small
+        self.check()
+        rest = range(draws, len(self._trace))
+        draws += bisect_left(rest, True, key=lambda n: self._left_in(self._cut(n, draft=True)) <= self._most)
         return self._cut(draws, draft=False)
 
     def check(self) -> None:
@@ -108,7 +113,7 @@ class Draws:
             pass
         left = self._left()
         if self._goal.resource == "activation_bytes":
-            left = self._left_after(len(self._trace))
+            left = self._left_in(self._cut(len(self._trace), draft=True))
         if left > self._most:
             raise self._out_of_reach(left)
 
@@ -142,15 +147,9 @@ class Draws:
         kept = self._meter.kept
         return sum(kept.values()) if self._goal.resource == UNITS else self._meter.totals[self._goal.resource]
 
-    def _enough(self, draws: int) -> bool:
-        """Whether the first draws reach the goal in the network that they cut."""
-        return self._left_after(draws) <= self._most
-
-    def _left_after(self, draws: int) -> int:
-        if self._goal.resource != "activation_bytes":
-            return self._left()
-        small = self._cut(draws, draft=True)
-        if not rewritten(small):
+    def _left_in(self, small: nn.Module) -> int:
+        """What is left in a network that was cut now."""
+        if self._goal.resource != "activation_bytes" or not rewritten(small):
             return self._left()
         inputs = self._groups.inputs_for(small)
         return profile(small, inputs.args, kwargs=inputs.kwargs, batch_dim=inputs.batch_dim).activation_bytes

@@ -68,7 +68,7 @@ def quantize_network(parameters: dict[str, Any], seed: int, workdir: Path) -> di
         raise CdlibError("'recipe' is missing: training with rounded numbers needs one.")
 
     def trained(by: Any, network: nn.Module, chosen: Any, checkpoint: str = "checkpoint", **options: Any) -> Any:
-        """Train by a function, with the network as it ships as teacher if the recipe asks for one."""
+        """Train by a function, with the teacher if the recipe asks for one."""
         options |= {"seed": seed, "checkpoint": workdir / f"{checkpoint}.pt", "progress": False}
         return by(network, dataset, chosen, teacher=teacher if chosen.distill else None, **options)
 

@@ -81,7 +81,8 @@ def running(network: nn.Module | str | Path, engine: str, images: Tensor, thread
             return Running(engine, file, _torch(network, engine, images))
         module = network
         network = folder / ("network.pte" if engine == "executorch" else "network.onnx")
-        export(module, torch.cat([images, images]), network, batch=len(images))
+        compared = images if len(images) > 1 else torch.cat([images, images])
+        export(module, compared, network, batch=len(images))
     network = Path(network)
     if engine != runner(network):
         raise CdlibError(f"{network}: {engine} does not run such a file; give the module, or {runner(network)}.")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, TypeVar
 
@@ -39,8 +40,11 @@ def copied(model: M) -> M:
     computed = [
         t for module in model.modules() for t in vars(module).values() if isinstance(t, Tensor) and not t.is_leaf
     ]
+    known: dict[int, Any] = {id(t): t.detach().clone() for t in computed}
+    for module in model.modules():  # a dozen empty dictionaries for hooks each, which `deepcopy` takes long over
+        known |= {id(v): type(v)() for v in vars(module).values() if type(v) in (dict, OrderedDict) and not v}
     try:
-        return copy.deepcopy(model, {id(t): t.detach().clone() for t in computed})
+        return copy.deepcopy(model, known)
     except Exception as error:
         raise CdlibError(f"{type(model).__name__} cannot be copied ({one_line(error)}).") from error
 

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import gc
+
+import pytest
+import typer.main
+import typer.testing
 
 
 def pytest_collection_finish() -> None:
@@ -10,3 +15,9 @@ def pytest_collection_finish() -> None:
     gc.collect()
     gc.freeze()
     gc.set_threshold(100_000, 50, 100)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _built_once() -> None:
+    """Build the command from its functions' signatures once, not for every line that a test gives it."""
+    vars(typer.testing)["_get_command"] = functools.cache(typer.main.get_command)

@@ -47,8 +47,8 @@ def _factors(op: Op) -> tuple[Any, ...]:
 
 def _weight_shape(op: Op) -> tuple[int, ...]:
     """Shape of a layer's weight, also where an int8 operator holds it packed."""
-    weight = op.args[1]
-    return weight.shape if isinstance(weight, Value) else tuple(weight.unpack()[0].shape)
+    weight: Any = op.args[1]
+    return tuple(weight.shape if hasattr(weight, "shape") else weight.unpack()[0].shape)
 
 
 def _convolution(op: Op) -> int:

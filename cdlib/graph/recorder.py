@@ -25,7 +25,7 @@ class Recorder(TorchDispatchMode):
         super().__init__()
         self.closely, self.gradients = closely, True
         self.function = ""  # the autograd.Function that runs, if one does
-        self._drawn, self._inference_around = drawn() if closely else b"", torch.is_inference_mode_enabled()
+        self._drawn, self._inference_around = drawn() if closely else None, torch.is_inference_mode_enabled()
         modules = dict(model.named_modules())
         self.graph = Graph(modules=modules, on_meta=on_meta)
         self._module_names = {id(module): name for name, module in modules.items()}
@@ -132,7 +132,8 @@ class Recorder(TorchDispatchMode):
             kwargs = kwargs or {}
             given = tensors((args, kwargs))
             if self.graph.on_meta and any(t.is_meta for t in given):
-                args, kwargs = map_tensors(self._twin, (args, kwargs))
+                if not all(t.is_meta for t in given):
+                    args, kwargs = map_tensors(self._twin, (args, kwargs))
                 kwargs = {k: torch.device("meta") if k == "device" and v is not None else v for k, v in kwargs.items()}
                 result = self._shapes_of(func, args, kwargs)
             else:

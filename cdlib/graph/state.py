@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import pickle
 import random
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -63,9 +62,10 @@ def kept(model: nn.Module) -> Callable[[], set[tuple[str, str]]]:
     return changed
 
 
-def drawn() -> bytes:
+def drawn() -> tuple[Any, ...]:
     """Where the random numbers of Python and NumPy stand."""
-    return pickle.dumps((random.getstate(), np.random.get_state()))
+    kind, words, *rest = np.random.get_state()
+    return random.getstate(), kind, np.asarray(words).tobytes(), *rest
 
 
 def _made_by_hooks(module: nn.Module) -> set[str]:

@@ -8,16 +8,18 @@ where `cdlib.remove` has to rewrite a module may that one make other activations
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from functools import partial
 
 import numpy as np
+import torch
 from torch import nn
 
-from cdlib.complexity import lifetimes, macs_of
-from cdlib.graph import Op, Value, map_tensors
+from cdlib.complexity import lifetimes, macs_of, products_of
+from cdlib.graph import Value, map_tensors
 from cdlib.grouping import Groups, Ids, check_groups
 
 RESOURCES = ("params", "macs", "activation_bytes")
@@ -25,22 +27,23 @@ RESOURCES = ("params", "macs", "activation_bytes")
 
 @dataclass(eq=False)
 class _Tensor:
-    """A tensor while units are dropped: its value now, and by group and dimension how many positions are units'."""
+    """A tensor while units are dropped: what counting reads of a `Value`, and how many of its positions are units'."""
 
-    value: Value
-    rows: dict[tuple[str, int], int] = field(default_factory=dict)
+    shape: list[int]
+    dtype: torch.dtype
+    rows: dict[tuple[str, int], int] = field(default_factory=dict)  # by group and dimension
 
     def lose(self, group: str, dim: int, count: int) -> None:
         self.rows[group, dim] -= count
-        shape = tuple(n - count if k == dim else n for k, n in enumerate(self.value.shape))
-        self.value = replace(self.value, shape=shape)
+        self.shape[dim] -= count
 
+    @property
     def numel(self) -> int:
-        return self.value.numel
+        return math.prod(self.shape)
 
     def share(self, size: int, numel: int) -> int:
-        """What is left of a size in bytes that it had when it had so many elements."""
-        return size * self.value.numel // numel
+        """What is left of a size that it had when it had so many elements."""
+        return size * self.numel // numel
 
 
 @dataclass(eq=False)
@@ -116,7 +119,7 @@ class Meter:
         for item in self._items:
             if item.resource == resource:
                 for name, tensor, dim in item.owners:
-                    found[name] += item.now * tensor.rows[name, dim] / tensor.value.shape[dim]
+                    found[name] += item.now * tensor.rows[name, dim] / tensor.shape[dim]
         return found
 
     def _count(self, item: _Item) -> None:
@@ -140,7 +143,7 @@ class Meter:
     def _tensor(self, value: Value) -> _Tensor:
         """What follows a value of the graph."""
         if value.index not in self._tensors:
-            found = self._tensors[value.index] = _Tensor(value)
+            found = self._tensors[value.index] = _Tensor(list(value.shape), value.dtype)
             for dim, axis in enumerate(self._walk.of(value).axes if value.shape else ()):
                 if axis is not None:
                     self._touch(found, dim, axis.ids[axis.ids >= 0])
@@ -160,21 +163,22 @@ class Meter:
     def _parameters(self, model: nn.Module) -> Iterator[_Item]:
         atoms = self._walk.ledger.atoms
         for name, parameter in model.named_parameters():
-            size = parameter.numel() * parameter.element_size()
-            tensor = _Tensor(Value(-1, tuple(parameter.shape), parameter.dtype, -1, size, "parameter", name))
+            tensor = _Tensor(list(parameter.shape), parameter.dtype)
             for dim in range(parameter.dim()):
                 if (name, dim) in atoms:
                     first, size = atoms[name, dim]
                     self._touch(tensor, dim, np.arange(first, first + size))
             owners = [(group, tensor, dim) for group, dim in tensor.rows if (name, dim) in self.groups[group].own]
-            yield _Item("params", tensor.numel, [tensor], owners)
+            yield _Item("params", partial(tensor.share, parameter.numel(), parameter.numel()), [tensor], owners)
 
     def _products(self) -> Iterator[_Item]:
         for op in self._walk.graph.ops:
             if macs_of(op):
                 made, *_ = outputs = [self._tensor(value) for value in op.outputs]
                 owners = [(name, made, dim) for name, dim in made.rows]
-                yield _Item("macs", partial(self._macs, op), [*map(self._tensor, op.inputs), *outputs], owners)
+                left = map_tensors(self._tensor, {"args": op.args, "outputs": op.outputs}, Value)
+                cost = partial(products_of, replace(op, **left))
+                yield _Item("macs", cost, [*map(self._tensor, op.inputs), *outputs], owners)
 
     def _activations(self) -> Iterator[_Item]:
         lasting = lifetimes(self._walk.graph)
@@ -185,8 +189,3 @@ class Meter:
                     tensor = self._tensor(value)
                     owners = [(name, tensor, dim) for name, dim in tensor.rows]
                     yield _Item("activation_bytes", partial(tensor.share, size, value.numel), [tensor], owners)
-
-    def _macs(self, op: Op) -> int:
-        """The MACs of an operator on what is left."""
-        left = map_tensors(lambda value: self._tensors[value.index].value, (op.args, op.outputs), Value)
-        return macs_of(replace(op, args=left[0], outputs=left[1]))

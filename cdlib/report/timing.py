@@ -99,7 +99,6 @@ def _forward(model: nn.Module, inputs: Inputs, name: str) -> Callable[[], None]:
 def _without_collector() -> Iterator[None]:
     """Keep Python's garbage collector from running inside a timed call."""
     enabled = gc.isenabled()
-    gc.collect()
     gc.disable()
     try:
         yield

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections import Counter
-from itertools import pairwise
+from itertools import islice, pairwise
 from typing import Any
 
 import numpy as np
@@ -50,8 +50,9 @@ def test_the_target_is_met_within_one_draw(resnet: Any, method: str, mode: str) 
     most = 0.5 * done.before[resource]
     assert done.after[resource] <= most
     meter = Meter(model, groups)
+    left = {name: iter(units) for name, units in done.drop.items()}
     for name, fewer in done.trace[:-1]:
-        meter.drop(name, [u for u in meter.left(name).tolist() if u in done.drop[name]][:fewer])
+        meter.drop(name, islice(left[name], fewer))
     assert meter.totals[resource] > most
     assert Counter(name for name, _ in done.trace) == {name: len(units) for name, units in done.drop.items()}
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import importlib.util
+import io
 import re
 import shlex
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -17,6 +17,7 @@ from typer.testing import CliRunner
 
 import cdlib
 from bookbuild import chapters
+from cdlib.cli.app import app
 
 ROOT = Path(__file__).resolve().parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -127,21 +128,6 @@ def commands() -> list[list[str]]:
     return [words[1:] for words in lines if words[0] == "cdlib"]
 
 
-RUN = """
-import sys
-exec(sys.argv[1])
-from cdlib.cli import main
-for words in eval(sys.argv[2]):
-    print("-" * 40)
-    sys.argv = ["cdlib", *words]
-    try:
-        main()
-    except SystemExit as end:
-        if end.code:
-            raise
-"""
-
-
 @pytest.fixture(scope="module")
 def printed(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     """Return what the README's Python prints, then what its commands on the network file of its own do."""
@@ -151,9 +137,13 @@ def printed(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     tried = [words for words in commands() if "mynet.py:build" in words]
     assert [words[0] for words in tried] == ["profile", "compare"]
     tried[1] += ["--runs", "2"]  # many runs make latencies precise, which nobody looks at here
-    ran = subprocess.run([sys.executable, "-c", RUN, snippet, repr(tried)], cwd=folder, capture_output=True, text=True)
-    assert ran.returncode == 0, ran.stderr
-    return ran.stdout.split("-" * 40 + "\n")
+    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(io.StringIO()) as out:
+        patch.chdir(folder)
+        patch.syspath_prepend(folder)
+        exec(snippet, {"__name__": "__main__"})
+        ran = [CliRunner().invoke(app, words, catch_exceptions=False) for words in tried]
+    assert [one.exit_code for one in ran] == [0, 0], [one.stderr for one in ran]
+    return [out.getvalue(), *(one.stdout for one in ran)]
 
 
 def test_python_of_the_readme_prints_what_it_says(printed: list[str]) -> None:
@@ -167,8 +157,6 @@ def test_commands_of_the_readme_run(printed: list[str]) -> None:
 
 
 def test_commands_of_the_readme_are_understood(monkeypatch: pytest.MonkeyPatch) -> None:
-    from cdlib.cli.app import app
-
     monkeypatch.setattr(TyperCommand, "invoke", lambda self, context: None)  # once the words are parsed
     assert {words[0] for words in commands()} >= {"profile", "compare", "groups", "prune", "data"}
     for words in commands():

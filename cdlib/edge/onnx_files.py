@@ -196,8 +196,12 @@ def _write(model: nn.Module, images: Tensor, file: Path, card: Card | None) -> N
         net, (images,), dynamo=True, opset_version=OPSET, dynamic_shapes=free, verbose=False
     )
     graph = program.model.graph
-    for part in (graph, *graph, *graph.inputs, *graph.initializers.values(), *(v for n in graph for v in n.outputs)):
+    inner = [value for node in graph for value in node.outputs]
+    for part in (graph, *graph, *graph.inputs, *graph.initializers.values(), *inner):
         part.metadata_props.clear()  # of every operator its source, with the paths of this machine
+    for value in (*inner, *graph.initializers.values()):
+        if value not in graph.outputs:
+            value.shape = value.type = None  # runtimes work them out: a tenth of a small file
     if card is not None:
         program.model.metadata_props[CARD] = card.text()
     program.save(file)
@@ -225,9 +229,10 @@ def session(file: Path, threads: int, fused: Path | None = None) -> Any:
         raise CdlibError(f"{file} is not a network that onnxruntime can run: {one_line(error)}.") from error
 
 
-def _dequantized(whole: Tensor, scale: Tensor, zero: Tensor) -> Tensor:
+def _dequantized(whole: Tensor, scale: Tensor, *zero: Tensor) -> Tensor:
+    """Without a zero point it is zero."""
     attributes: dict[str, Any] = {"axis": 0} if scale.dim() else {}
-    given = (whole, scale, zero)
+    given = (whole, scale, *zero)
     return torch.onnx.ops.symbolic(
         "DequantizeLinear", given, attributes, dtype=torch.float32, shape=whole.shape, version=OPSET
     )
@@ -262,9 +267,8 @@ class _Stored(nn.Module):
             scale, kind = scales[name], torch.int8 if name == "weight" else torch.int32
             self.register_buffer(f"{name}_whole", numbers.to(kind))
             self.register_buffer(f"{name}_scale", scale)
-            self.register_buffer(f"{name}_zero", torch.zeros_like(scale, dtype=kind))
 
     def forward(self, x: Tensor) -> Tensor:
-        parts = ("whole", "scale", "zero")
+        parts = ("whole", "scale")
         given = {n: _dequantized(*(self.get_buffer(f"{n}_{part}") for part in parts)) for n in self.names}
         return torch.func.functional_call(self.layer, given, (x,))

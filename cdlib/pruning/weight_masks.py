@@ -25,14 +25,17 @@ def masks_of(module: nn.Module) -> list[str]:
     return [hook._tensor_name for hook in hooks if isinstance(hook, prune.BasePruningMethod)]
 
 
-def layers_of(model: nn.Module, called: Container[str] | None = None) -> dict[str, Any]:
+def layers_of(model: nn.Module, called: Container[str] | None = None, *, trained: bool | None = None) -> dict[str, Any]:
     """The convolutions and linear layers of a network by name, without those that are known not to be called.
 
     A mask is applied when a layer is called. Known are the output projections of PyTorch's attention, whose weights are
-    read; or, if `called` is given, all that it does not contain.
+    read; or, if `called` is given, all that it does not contain. With `trained`, only those whose weights are trained,
+    or are not.
     """
     kinds = tuple(KINDS.values())
-    found = {name: m for name, m in model.named_modules() if isinstance(m, kinds)}
+    found: dict[str, Any] = {name: m for name, m in model.named_modules() if isinstance(m, kinds)}
+    if trained is not None:
+        found = {name: layer for name, layer in found.items() if layer.weight.requires_grad == trained}
     if called is None:
         return {name: layer for name, layer in found.items() if not isinstance(layer, NonDynamicallyQuantizableLinear)}
     return {name: layer for name, layer in found.items() if name in called}

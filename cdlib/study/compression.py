@@ -195,8 +195,7 @@ class _Ladder:
 
     def _cut(self, share: float, resource: str) -> nn.Module:
         """The network without a share; if time is bounded, of `BLOCK` channels at a time where that can be."""
-        fixed = [path for path, layer in pruning.layers_of(self.model).items() if not layer.weight.requires_grad]
-        groups = find_groups(self.model, self.one, keep=fixed)
+        groups = find_groups(self.model, self.one, keep=pruning.layers_of(self.model, trained=False))
         if "time" in self.limits:
             with contextlib.suppress(CdlibError):  # out of reach
                 return pruning.ranking(self.model, groups, share, resource=resource, round_to=BLOCK)

@@ -113,12 +113,12 @@ def _pruned(model: nn.Module, dataset: data.Dataset, how: dict[str, Any], seed: 
         other = models.build(card.model, len(card.classes), **card.options, **options)
         other.load_state_dict(model.state_dict())
         model = other.to(memory_format=torch.channels_last)
-    layers = {path: layer.weight.requires_grad for path, layer in pruning.layers_of(model).items()}
     one = dataset.test.input(1)
     if name == "ranking":
-        groups = find_groups(model, one, keep=[path for path, trains in layers.items() if not trains])
+        groups = find_groups(model, one, keep=pruning.layers_of(model, trained=False))
         return pruning.ranking(model, groups, seed=seed, **how), recipe
-    return pruning.unstructured(model, one, seed=seed, layers=[path for path in layers if layers[path]], **how), recipe
+    trained = pruning.layers_of(model, trained=True)
+    return pruning.unstructured(model, one, seed=seed, layers=trained, **how), recipe
 
 
 def _measured(model: nn.Module, dataset: data.Dataset, workdir: Path) -> dict[str, Any]:

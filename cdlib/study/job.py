@@ -32,9 +32,8 @@ class Job:
         self.recipe = Recipe().changed(parameters["recipe"])
         self.dataset: Dataset = data.load(parameters["data"])
         self.dense = self.built()
-        trained = {name: layer.weight.requires_grad for name, layer in layers_of(self.dense).items()}
-        self.layers = [name for name in trained if trained[name]]  #: Those of which something is trained.
-        self.fixed = trained.keys() - self.layers
+        self.layers = list(layers_of(self.dense, trained=True))
+        self.fixed = list(layers_of(self.dense, trained=False))
         self.model, self.trained = self.dense, False
         self.example: Tensor = self.dataset.test.input(1)
         self.seconds, self.macs = 0.0, 0

@@ -82,7 +82,7 @@ def prune_over_grid(parameters: dict[str, Any], seed: int, workdir: Path) -> dic
         before, and what is not zero. `dense`: the accuracy before. `fingerprint`.
     """
     model, dataset = models.trained(parameters["network"]), data.load(parameters["data"])
-    layers = [name for name, layer in layers_of(model).items() if layer.weight.requires_grad]
+    layers = layers_of(model, trained=True)
     one = dataset.test.input(1)
     found: dict[str, list[list[float]]] = {"accuracy": [], "nonzero_params": []}
     for conv in parameters["amounts"]:

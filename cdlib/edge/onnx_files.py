@@ -229,10 +229,9 @@ def session(file: Path, threads: int, fused: Path | None = None) -> Any:
         raise CdlibError(f"{file} is not a network that onnxruntime can run: {one_line(error)}.") from error
 
 
-def _dequantized(whole: Tensor, scale: Tensor, *zero: Tensor) -> Tensor:
-    """Without a zero point it is zero."""
+def _dequantized(whole: Tensor, scale: Tensor, zero: Tensor) -> Tensor:
     attributes: dict[str, Any] = {"axis": 0} if scale.dim() else {}
-    given = (whole, scale, *zero)
+    given = (whole, scale, zero)
     return torch.onnx.ops.symbolic(
         "DequantizeLinear", given, attributes, dtype=torch.float32, shape=whole.shape, version=OPSET
     )
@@ -267,8 +266,9 @@ class _Stored(nn.Module):
             scale, kind = scales[name], torch.int8 if name == "weight" else torch.int32
             self.register_buffer(f"{name}_whole", numbers.to(kind))
             self.register_buffer(f"{name}_scale", scale)
+            self.register_buffer(f"{name}_zero", torch.zeros_like(scale, dtype=kind))
 
     def forward(self, x: Tensor) -> Tensor:
-        parts = ("whole", "scale")
+        parts = ("whole", "scale", "zero")
         given = {n: _dequantized(*(self.get_buffer(f"{n}_{part}") for part in parts)) for n in self.names}
         return torch.func.functional_call(self.layer, given, (x,))

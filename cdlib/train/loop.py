@@ -145,10 +145,10 @@ class Run:
             x = x.contiguous(memory_format=torch.channels_last)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.recipe.precision == "bf16"):
             logits = self.net(x)
-        value = loss(self.recipe, checked(logits, len(x)), y, share)
-        if self.teacher is not None:
             with torch.no_grad():
-                wanted = logits_of(self.teacher, x)
+                wanted = None if self.teacher is None else logits_of(self.teacher, x)
+        value = loss(self.recipe, checked(logits, len(x)), y, share)
+        if wanted is not None:
             value = distilled(self.recipe, value, logits, wanted)
         self.optimizer.zero_grad(set_to_none=True)
         self.accelerator.backward(value)

@@ -69,7 +69,8 @@ class Recipe:
     shift : int or None, default None
         By how many pixels images are moved at most; None for an eighth of their shorter side, at most 4.
     precision : {"fp32", "bf16"}, default "fp32"
-        "bf16" runs the forward pass in training, and a teacher's, under autocast; weights, loss and evaluation stay in float32.
+        "bf16" runs the forward pass in training, and a teacher's, under autocast; weights, loss and evaluation stay in
+        float32.
     channels_last : bool, default False
         Train in the NHWC memory format, faster on many GPUs and processors; the network gets its own back.
     compile : bool, default False

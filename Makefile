@@ -15,7 +15,7 @@ BIN     := $(ENV)/bin
 STAMP   := $(ENV)/.cdlib-installed
 
 # zoo.py is not among them: it takes more than an hour, see there
-BENCHMARKS = $(addprefix benchmarks/,capture.py data_loading.py import_time.py joint.py profilers.py)
+BENCHMARKS = $(addprefix benchmarks/,arms.py capture.py data_loading.py import_time.py joint.py profilers.py)
 
 # the extras of pyproject.toml that requirements.lock holds: all but executorch
 LOCKED = train edge torchao weights cli book test

@@ -3,8 +3,8 @@
     python benchmarks/arms.py [--network plain-16] [--pruned plain-16-relu] [--batch 1] [--threads 1] [--rounds 200]
 
 Ratios are to the dense network in PyTorch, with the 95 % interval. `--pruned` is a network that ships as
-results/networks/NAME.cdlib, or the share of the parameters that uniform widths leave out. ExecuTorch takes part where it
-is installed. A record of the same is made by `cdlib.study.time_arms`.
+results/networks/NAME.cdlib, or the share of the parameters that uniform widths leave out. ExecuTorch takes part where
+it is installed. A record of the same is made by `cdlib.study.time_arms`.
 """
 
 from __future__ import annotations

@@ -140,9 +140,8 @@ class _Ladder:
         self.counted = profile(self.model, self.one)
         self.before = train.evaluate(self.model, dataset.validation).accuracy
         known = on.figures() if on else {}
-        self.limits = {"accuracy": max(self.before - MARGIN, MARGIN)} | {
-            k: v for k, v in limits.items() if v is not None
-        }
+        self.limits = {"accuracy": max(self.before - MARGIN, MARGIN)}
+        self.limits |= {what: limit for what, limit in limits.items() if limit is not None}
         self.limits |= {what: known[f"{what}_bytes"].value for what in ("ram", "storage") if f"{what}_bytes" in known}
         for what, limit in self.limits.items():
             if not 0 < limit < float("inf") or (what == "accuracy" and limit > 1):
@@ -155,7 +154,7 @@ class _Ladder:
         begun = plan.is_file()
         if there := [n for n in GIVEN[3 * begun :] if (self.out / n).exists() and not force]:  # begun: they are its own
             raise CdlibError(f"{self.out} holds a result, {there[0]}: give another folder, or --force to replace it.")
-        if plan.read_text() != mine if begun else self.work.is_dir() and any(self.work.iterdir()):
+        if plan.read_text() != mine if begun else {*self.work.glob("*")} - {*self.work.glob("plan.txt.*.tmp")}:
             raise CdlibError(f"{self.work} holds the work of another run or your own: move it, or give another folder.")
         try:
             self.work.mkdir(parents=True, exist_ok=True)
@@ -239,11 +238,12 @@ class _Ladder:
             "before": {"accuracy": self.before, "file": whole.stat().st_size, "macs": self.counted.macs},
             **{"test": tested, "reasons": reasons, "options": self.options},
         }
-        whole_text = json.dumps(found, indent=2, ensure_ascii=False)
-        texts = page(found, Deployed(chosen), test, self.seed), told(found), whole_text
-        for name, content in zip(GIVEN, [chosen.read_bytes(), *(text.encode() for text in texts)], strict=True):
-            with files.atomic(self.out / name) as file:
-                file.write(content)
+        html, text = page(found, Deployed(chosen), test, self.seed), json.dumps(found, indent=2, ensure_ascii=False)
+        contents = [chosen.read_bytes(), *(part.encode() for part in (html, told(found), text))]
+        with contextlib.ExitStack() as stack:  # the first takes its name after the last is written
+            for name, content in reversed([*zip(GIVEN, contents, strict=True)]):
+                (file := stack.enter_context(files.atomic(self.out / name))).write(content)
+                file.flush()
         return found
 
 

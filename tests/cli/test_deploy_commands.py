@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +13,7 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from cdlib import data, models, train
+from cdlib import data, files, models, train
 from cdlib.cli.app import app
 
 pytest.importorskip("onnxruntime")
@@ -70,6 +73,39 @@ def test_bad_input_ends_with_2_and_one_line(
     done = run(*given)
     assert done.exit_code == 2 and message in done.stderr and done.stderr.count("\n") == 1, done.output
     assert not (tmp_path / "out").exists()
+
+
+def content(folder: Path) -> dict[Path, bytes]:
+    return {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_a_full_disk_is_one_line_and_leaves_nothing_half_written(
+    weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Wherever it fills up: the earlier result stays whole, and the next run goes on from there."""
+    given = ("compress", "vgg_mini", *DIGITS, "--weights", str(weights), "-o", str(tmp_path))
+    assert run(*given, "--min-accuracy", "0.5").exit_code == 0
+    before, atomic, filled = content(tmp_path), files.atomic, list[str]()
+
+    @contextlib.contextmanager
+    def full(path: Path, **options: Any) -> Iterator[Any]:
+        with atomic(path, **options) as file:
+            if path.name == filled[-1]:
+                raise OSError(errno.ENOSPC, "No space left on device")
+            yield file
+
+    monkeypatch.setattr(files, "atomic", full)
+    for name in ("plan.txt", "int8.onnx", "int8.json", "float.onnx", "report.json", "report.html", "network.onnx"):
+        filled.append(name)
+        done = run(*given, "--min-accuracy", "0.4", "--force")
+        assert done.exit_code == 2 and done.stderr.count("\n") == 1, done.output
+        assert "No space left on device" in done.stderr and str(tmp_path) in done.stderr
+        after = content(tmp_path)
+        assert {path: after[path] for path in before} == before and not [*tmp_path.rglob("*.tmp")]
+        assert {path.parts[0] for path in {*after} - {*before}} <= {"work"}
+    monkeypatch.undo()
+    assert run(*given, "--min-accuracy", "0.4", "--force").exit_code == 0
+    assert {*content(tmp_path)} == {*before} and content(tmp_path) != before
 
 
 def test_advise_says_its_reasons() -> None:

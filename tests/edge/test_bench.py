@@ -210,6 +210,28 @@ def test_rounds_that_are_like_their_neighbours_count_for_less() -> None:
     assert bursts.high - bursts.low > 1.3 * (single.high - single.low)
 
 
+def disturbed(rng: np.random.Generator, rounds: int, share: float = 0.3, last: float = 10) -> np.ndarray:
+    """Times that double in bursts, which take a share of all rounds and last for ten on average."""
+    burst, states = rng.random() < share, list[bool]()
+    for chance in rng.random(rounds):
+        states.append(burst)
+        burst = chance >= 1 / last if burst else chance < share / (1 - share) / last
+    return rng.lognormal(0, 0.03, rounds) * np.where(states, 2.0, 1.0)
+
+
+def test_bursts_are_not_called_a_difference_and_do_not_hide_one() -> None:
+    rng = np.random.default_rng(0)
+    for rounds in (60, 300):
+        pairs = [of(a=disturbed(rng, rounds), b=disturbed(rng, rounds)) for _ in range(200)]
+        assert sum(pair.ratio("a", "b").real for pair in pairs) <= 20  # of a burst an arm: the worst case
+    found = 0
+    for _ in range(100):
+        both = disturbed(rng, 60)  # in turns, both are hit
+        pair = of(a=1.05 * both * rng.lognormal(0, 0.03, 60), b=both * rng.lognormal(0, 0.03, 60))
+        found += pair.ratio("a", "b").real
+    assert found >= 95
+
+
 def test_the_callers_network_keeps_its_mode() -> None:
     net = nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4).eval(), nn.Dropout())
     before = [module.training for module in net.modules()]

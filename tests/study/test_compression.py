@@ -122,6 +122,13 @@ def test_a_run_that_was_stopped_goes_on_to_the_same_file(
         assert {**one, "time": 0} == {**other, "time": 0}
 
 
+def test_a_run_that_was_killed_while_its_plan_was_written_starts_over(net: nn.Module, tmp_path: Path) -> None:
+    (tmp_path / "work").mkdir()
+    (tmp_path / "work" / f"plan.txt.{32 * 'a'}.tmp").write_text("half a pl")
+    assert compress(net, DIGITS, tmp_path, min_accuracy=0.5, **QUICK)["met"]
+    assert not (tmp_path / "work").exists()
+
+
 def test_bounds_that_nobody_can_meet_give_the_nearest(net: nn.Module, tmp_path: Path) -> None:
     found = compress(net, DIGITS, tmp_path / "small", max_bytes=10, min_accuracy=0.5, **QUICK)
     assert not found["met"] and found["chosen"] == "cut-60"  # the smallest, and trained

@@ -22,9 +22,9 @@ from cdlib.edge.onnx_files import THREADS
 from cdlib.errors import CdlibError, check_choice, check_whole
 from cdlib.train import evaluating
 
-ROUNDS, BATCHES = 10, 6
+ROUNDS, BATCHES = 10, 4
 """How many rounds a difference needs to be called real; and in how many batches of neighbours they are taken."""
-T = (12.71, 4.30, 3.18, 2.78, 2.57)  # the 97.5 % quantiles of Student's t, by degrees of freedom from 1
+T = (12.71, 4.30, 3.18)  # the 97.5 % quantiles of Student's t, by degrees of freedom from 1
 
 
 @dataclass(frozen=True)

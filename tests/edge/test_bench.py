@@ -60,9 +60,10 @@ def test_no_difference_is_called_real_that_chance_makes() -> None:
     assert wrong <= 12  # five of a hundred are expected, by the level
     same = of(a=np.arange(1.0, 50.0), b=np.arange(1.0, 50.0)).ratio("a", "b")
     assert (same.value, same.real) == (1.0, False) and "no difference shown" in str(same)
-    twice = of(a=2 * rng.normal(1, 0.1, 200), b=rng.normal(1, 0.1, 200)).ratio("a", "b")
-    wide = 1.96 * 2 * np.sqrt(2 * np.pi / 2) * 0.1 / np.sqrt(200)  # of a ratio of two medians of normal numbers
-    assert twice.real and twice.low < 2 < twice.high and twice.high - twice.low == pytest.approx(2 * wide, rel=0.4)
+    pairs = [of(a=2 * rng.lognormal(0, 0.1, 200), b=rng.lognormal(0, 0.1, 200)).ratio("a", "b") for _ in range(200)]
+    wide = 2 * 3.18 * 0.921 * np.sqrt(np.pi / 2 * 2 * 0.1**2 / 200)  # t, E(s) of four, and s of a median of 200 paired
+    assert np.mean([np.log(pair.high / pair.low) for pair in pairs]) == pytest.approx(wide, rel=0.1)
+    assert all(pair.real for pair in pairs) and sum(pair.low < 2 < pair.high for pair in pairs) >= 180
 
 
 def test_a_common_disturbance_of_a_round_is_common_to_both() -> None:
@@ -221,7 +222,7 @@ def disturbed(rng: np.random.Generator, rounds: int, share: float = 0.3, last: f
 
 def test_bursts_are_not_called_a_difference_and_do_not_hide_one() -> None:
     rng = np.random.default_rng(0)
-    for rounds in (60, 300):
+    for rounds in (20, 60, 300):
         pairs = [of(a=disturbed(rng, rounds), b=disturbed(rng, rounds)) for _ in range(200)]
         assert sum(pair.ratio("a", "b").real for pair in pairs) <= 20  # of a burst an arm: the worst case
     found = 0

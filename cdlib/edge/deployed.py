@@ -119,7 +119,7 @@ def card_for(name: str, dataset: Dataset, model: nn.Module | None = None) -> Car
     """
     given: Card | None = getattr(model, CARD, None)
     mean, std = list(dataset.train.mean), list(dataset.train.std)
-    if given and not np.allclose([given.mean, given.std], [mean, std], atol=0.02):
+    if given and not given.takes(mean, std):
         raise CdlibError(f"{name} takes images normalised by {given.mean} and {given.std}, not {mean} and {std}.")
     source = dataset.name.partition(":")[0]  # of a folder, not its path
     return Card(name, list(dataset.classes), list(dataset.shape), mean, std, source)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -41,10 +42,10 @@ class Card:
     layout: str = "NCHW"  #: The order of the dimensions of what it takes.
 
     @classmethod
-    def read(cls, text: str) -> Card:
-        """Return the card that a file holds as JSON; a CdlibError if it is none."""
+    def read(cls, text: str | dict[str, Any]) -> Card:
+        """Return the card that a file holds as JSON, read already or not; a CdlibError if it is none."""
         try:
-            card = cls(**json.loads(text))
+            card = cls(**(json.loads(text) if isinstance(text, str) else text))
             sizes = [int(size) for size in card.shape]
             numbers = [float(number) for number in (*card.mean, *card.std)]
         except (TypeError, ValueError) as error:
@@ -55,6 +56,12 @@ class Card:
                 f"the card of {card.name!r} does not fit together: {card.shape}, mean {card.mean}, std {card.std}."
             )
         return card
+
+    def takes(self, mean: Sequence[float], std: Sequence[float]) -> bool:
+        """Whether it means images normalised by these numbers, within 0.02."""
+        given = [*self.mean, *self.std]
+        asked = [*mean, *std]
+        return len(given) == len(asked) and all(abs(a - b) <= 0.02 for a, b in zip(given, asked, strict=True))
 
     def text(self) -> str:
         """Return it as JSON."""

@@ -16,7 +16,7 @@ from torch import fx, nn
 from torch.nn import functional as F
 
 from cdlib.errors import CdlibError, unknown
-from cdlib.models import RECIPE
+from cdlib.models import CARD, RECIPE
 from cdlib.quantization.folding import AFTER, LAYERS, SAME_NUMBERS, calls_of, fold, kind_of, relu_before_pools, traced
 from cdlib.quantization.quantizers import QuantizedLayer, QuantizedSum, Quantizer
 from cdlib.surgery import HISTORY
@@ -135,7 +135,7 @@ def prepared(
     _place(net, modules, set(widths))
     plan = {"bits": widths, "per_channel": per_channel, "norms": folded}
     quantized = Quantized(net, in_float, plan, type(model).__name__)
-    for attribute in (RECIPE, HISTORY):
+    for attribute in (RECIPE, HISTORY, CARD):
         if hasattr(model, attribute):
             setattr(quantized, attribute, getattr(model, attribute))
     return quantized.eval()

@@ -8,6 +8,7 @@ a network of your own is handed to `load`, which does the removals again on a co
 
 from __future__ import annotations
 
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from torch import nn
 
 from cdlib.errors import CdlibError
 from cdlib.graph import ExampleInput
-from cdlib.models import RECIPE, build
+from cdlib.models import CARD, RECIPE, Card, build
 from cdlib.pruning import permanent, put_on_like, refresh
 from cdlib.quantization import Quantized, codebooks
 from cdlib.serialization import archive, packed, shared_values, state
@@ -33,7 +34,8 @@ def save(model: nn.Module, path: str | Path) -> None:
     """Write a network to a file, all or nothing; a file that is there is replaced.
 
     Kept are the values, types and memory formats of all parameters and buffers, a shared one once; masks; which modules
-    are in training mode; what `cdlib.remove` took out; and the recipe, if the network came from `cdlib.models.build`.
+    are in training mode; what `cdlib.remove` took out; the recipe, if the network came from `cdlib.models.build`; and
+    the card of one that ships trained, without accuracy and record, which are those of its own weights.
     Not kept are gradients, ``requires_grad``, other hooks, and changes that were made to the modules by hand.
 
     Parameters
@@ -56,13 +58,13 @@ def save(model: nn.Module, path: str | Path) -> None:
     >>> cdlib.save(cdlib.models.build("vgg_mini"), "vgg.cdlib")  # doctest: +SKIP
     """
     if isinstance(model, Quantized):
-        archive.write(Path(path).expanduser(), _describe(model), packed.written(model))
+        archive.write(Path(path).expanduser(), _describe(model), packed.written(model), stream=True)
         return
     if isinstance(model, nn.Module) and codebooks(model):
         plain = _without_codebooks(model)
         state.check(plain)
         said = {**_describe(plain), "shared_values": shared_values.numbers_of(model)}
-        archive.write(Path(path).expanduser(), said, shared_values.written(model))
+        archive.write(Path(path).expanduser(), said, shared_values.written(model), stream=True)
         return
     state.check(model)
     archive.write(Path(path).expanduser(), _describe(model), state.packed(tensors_of(model)))
@@ -92,6 +94,11 @@ def load(path: str | Path, model: nn.Module | None = None) -> nn.Module:
     file = Path(path).expanduser()
     description, tensors = archive.read(file)
     network = _fresh(file, description, model)
+    if "card" in description:
+        try:
+            setattr(network, CARD, Card.read(description["card"]))
+        except CdlibError as error:
+            raise CdlibError(f"{file} is damaged: {error} Get the file again.") from error
     try:
         for entry in description["removed"]:
             network = replay(network, entry)
@@ -116,23 +123,27 @@ def load(path: str | Path, model: nn.Module | None = None) -> nn.Module:
 
 
 def example_input(path: str | Path) -> ExampleInput | None:
-    """Return the input, as zeros, that the last removal from a saved network ran on; None if nothing was removed.
+    """Return the input, as zeros, that the last removal from a saved network ran on, or that its card says, or None.
 
     Errors are those of `load`, and one if the input cannot be made again.
     """
-    removed = archive.read(Path(path).expanduser(), tensors=False)[0]["removed"]
-    return from_json(removed[-1]["input"]) if removed else None
+    description = archive.read(Path(path).expanduser(), tensors=False)[0]
+    if removed := description["removed"]:
+        return from_json(removed[-1]["input"])
+    return torch.zeros(1, *Card.read(description["card"]).shape) if "card" in description else None
 
 
 def _describe(model: nn.Module) -> dict[str, Any]:
     from cdlib import __version__
 
+    card: Card | None = getattr(model, CARD, None)
     return {
         "cdlib": __version__,
         "torch": torch.__version__,
         "class": model.source if isinstance(model, Quantized) else state.kind(model),
         **({"quantized": model.plan} if isinstance(model, Quantized) else {}),
         "recipe": _recipe(model),
+        **({"card": asdict(replace(card, accuracy=None, record=""))} if card else {}),
         "removed": getattr(model, HISTORY, []),
         "shared": tied(model),
         "temporary": sorted(state.temporary(model)),

@@ -18,6 +18,7 @@ import torch
 from torch import nn
 
 from cdlib.data import Dataset
+from cdlib.models import CARD, Card
 from cdlib.torch_state import check_numbers, device_of, is_channels_last
 from cdlib.train.loop import Run
 from cdlib.train.recipe import Recipe
@@ -110,6 +111,9 @@ def fit(
         finally:
             model.zero_grad(set_to_none=True)
             model.to(home).to(memory_format=layout)
+    card: Card | None = getattr(model, CARD, None)
+    if card and not (card.classes == list(dataset.classes) and card.takes(dataset.train.mean, dataset.train.std)):
+        delattr(model, CARD)  # it says what the network took before
     history = pd.DataFrame(run.history)
     return Fit(model.eval(), history, float(history["seconds"].sum()))
 

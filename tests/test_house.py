@@ -102,4 +102,4 @@ def test_the_package_stays_small_enough_to_read() -> None:
     assert new["edge"] <= 1620
     assert new["lowrank"] + new["distill"] <= 1000
     assert lines("cdlib/study") <= 2400
-    assert lines("cdlib", "bookbuild") - sum(new.values()) <= 17_960
+    assert lines("cdlib", "bookbuild") - sum(new.values()) <= 18_000

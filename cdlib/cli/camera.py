@@ -39,20 +39,20 @@ def camera(
     check_whole("--frames", 1 if frames is None else frames, 1)
     if headless and output is None:
         raise CdlibError("--headless shows nothing: give a folder to write to with -o.")
-    shots: list[cdlib.edge.Shot] = []
+    spent: list[float] = []  # and not the pictures: a camera may run for hours
     with options.status(f"reading {model}"):
         stream = cdlib.edge.watch(cdlib.edge.Deployed(model, threads=threads), source, output)
     for shot in tqdm(stream, desc=source, unit=" frames", leave=False, disable=not sys.stderr.isatty()):
-        shots.append(shot)
-        if (not headless and _closed(shot.picture, Path(source).is_dir())) or len(shots) == frames:
+        spent.append(shot.milliseconds)
+        if (not headless and _closed(shot.picture, Path(source).is_dir())) or len(spent) == frames:
             break
-    times = np.percentile([shot.milliseconds for shot in shots], [50, 95]).round(3).tolist()
-    facts: dict[str, Any] = {"model": model, "source": source, "frames": len(shots), "folder": output}
+    times = np.percentile(spent, [50, 95]).round(3).tolist()
+    facts: dict[str, Any] = {"model": model, "source": source, "frames": len(spent), "folder": output}
     facts["milliseconds"] = dict(zip(("p50", "p95"), times, strict=True))
     if as_json:
         print_json(facts)
         return
-    say(f"{len(shots)} frames of {source}, {times[0]:.1f} ms each (p50; p95 {times[1]:.1f} ms) to prepare and classify")
+    say(f"{len(spent)} frames of {source}, {times[0]:.1f} ms each (p50; p95 {times[1]:.1f} ms) to prepare and classify")
     if output is not None:
         say(f"wrote {output}")
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import csv
 import sys
+import weakref
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,7 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
+import cdlib
 from cdlib import CdlibError, data, models
 from cdlib.cli.app import app
 from cdlib.edge import Deployed, export, watch
@@ -111,6 +114,23 @@ def test_an_interruption_leaves_whole_lines_and_frames(file: Path, tmp_path: Pat
     shots.close()
     assert [row["label"] for row in table(tmp_path / "out")] == [shot.label for shot in three]
     assert len(list((tmp_path / "out").iterdir())) == 4
+
+
+def test_pictures_are_not_kept_however_long_a_camera_runs(
+    file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    alive: list[int] = []
+
+    def counted(*given: Any) -> Iterator[Any]:
+        made: list[weakref.ref[Any]] = []
+        for shot in watch(*given):
+            made.append(weakref.ref(shot))
+            alive.append(sum(one() is not None for one in made))
+            yield shot
+
+    monkeypatch.setattr(cdlib.edge, "watch", counted)
+    result = run(file, filmed(tmp_path / "film.avi"), "--headless", "-o", tmp_path / "out")
+    assert result.exit_code == 0 and len(alive) == COUNT and max(alive) <= 2
 
 
 def test_a_video_that_breaks_off_is_an_error_and_one_that_ends_is_not(file: Path, tmp_path: Path) -> None:

@@ -52,7 +52,7 @@ def share(model: nn.Module, bits: int = 4, *, keep: Collection[str] = ()) -> nn.
     bits : int, default 4
         Of an index, 1 to 8.
     keep : collection of str
-        Names of convolutions and linear layers that keep their own weights.
+        Names of convolutions and linear layers that keep their own weights, such as one with filters of unlike size.
 
     Raises
     ------

@@ -47,15 +47,20 @@ def test_tensors_of_all_kinds_come_back_from_a_stream(tmp_path: Path) -> None:
 
 
 def test_any_altered_byte_of_a_stream_is_noticed(tmp_path: Path) -> None:
-    streamed(path := tmp_path / "s.cdlib")
-    content = path.read_bytes()
+    tensors = streamed(path := tmp_path / "s.cdlib")
+    content, passed = path.read_bytes(), 0
     for at in range(len(content)):
         if content[at : at + 1] == b" ":
             continue
         path.write_bytes(content[:at] + bytes([content[at] ^ 4]) + content[at + 1 :])
-        with pytest.raises(CdlibError, match="damaged|cut short|did not write") as caught:
-            archive.read(path)
-        assert "\n" not in str(caught.value)
+        try:
+            found = archive.read(path)[1]
+        except CdlibError as error:
+            assert "\n" not in str(error) and any(w in str(error) for w in ("damaged", "cut short", "did not write"))
+        else:  # the last digits of base85 may stand for more bytes than there are
+            passed += 1
+            assert all(torch.equal(found[name], tensor) for name, tensor in tensors.items())
+    assert passed <= 1
 
 
 @pytest.mark.parametrize("row", [["a", "uint9", [7]], ["a", "uint8", [8]], ["a", "Tensor", [7]], ["a", "uint8"], 3])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections import deque
 from collections.abc import Callable, Iterator
+from operator import is_
 from types import BuiltinFunctionType, FunctionType, MethodType, ModuleType
 from typing import Any
 
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 _HOOKS = set(vars(nn.Module())) - {"_parameters", "_buffers", "_modules"}
 """What every module keeps for hooks and settings: many, nearly always empty, and nothing that a forward writes to."""
 
+_PLAIN = {type(None), bool, int, float, str, Tensor, nn.Parameter}  # the types of most attributes: nothing is in them
 _CLOSED = (Tensor, nn.Module, type, ModuleType, FunctionType, BuiltinFunctionType, MethodType, torch.ScriptObject)
 """What is not looked into; modules have each a turn of their own."""
 
@@ -84,7 +86,8 @@ def _contents(root: Any, seen: set[int]) -> Iterator[tuple[Any, Any]]:
     while todo:
         item = todo.pop()
         if not isinstance(item, dict | list | set | deque | tuple):
-            closed = isinstance(item, _CLOSED) or type(item).__module__.partition(".")[0] == "torch"
+            kind = type(item)
+            closed = kind in _PLAIN or isinstance(item, _CLOSED) or kind.__module__.partition(".")[0] == "torch"
             item = None if closed else getattr(item, "__dict__", None)
         if item is None or id(item) in seen:
             continue
@@ -98,9 +101,11 @@ def _contents(root: Any, seen: set[int]) -> Iterator[tuple[Any, Any]]:
 
 
 def _as_before(kept: Any, content: Any) -> bool:
+    if isinstance(kept, set):
+        return kept == content
     if isinstance(kept, dict):
-        return list(kept) == list(content) and all(map(_same, kept.values(), content.values()))
-    return kept == content if isinstance(kept, set) else len(kept) == len(content) and all(map(_same, kept, content))
+        kept, content = ([*held, *held.values()] for held in (kept, content))
+    return len(kept) == len(content) and (all(map(is_, kept, content)) or all(map(_same, kept, content)))
 
 
 def _same(a: Any, b: Any) -> bool:

@@ -28,8 +28,7 @@ from cdlib.torch_state import bytes_of
 VERSION = 1
 """The version of the format that is written, and the only one that is read."""
 
-STREAM = "stream"
-"""The name of the one tensor of a file whose tensors lie in a stream."""
+STREAM = "stream"  # the name of the one tensor of a file whose tensors lie in a stream
 
 _KINDS = {
     "class": str,

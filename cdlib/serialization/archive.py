@@ -1,7 +1,7 @@
 """The file format of `cdlib.save`: safetensors, with a description in JSON and a digest of everything.
 
 Tensors that mean nothing without the library, such as integers of few bits, can lie in one stream: the table of their
-names is then part of the description, and deflated with it. It takes a tenth of the bytes of safetensors' own table,
+names is then part of the description, and deflated with it. It takes a sixth of the bytes of safetensors' own table,
 which is a quarter of the file of a small network whose weights are coded.
 
 What the description says, and what is made of it, is the business of `cdlib.serialization.network_files`.
